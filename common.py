@@ -1,0 +1,440 @@
+"""The small shared module: config -> ratio and clipping -> run, which holds the verbs of every algorithm's loop.
+
+The trainable model is in policy.py, problems, prompts and samplers are in rollout.py, grading is in verify.py and the
+built-in world in tiny.py. A reader of the algorithms needs this file alone; scripts reach everything through it.
+"""
+
+import argparse
+import difflib
+import importlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while waiting crawl on a shared core
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import plot
+from policy import Batch, Policy, all_reduce, rank, start_processes, token_weights
+from rollout import Rollouts, TorchSampler, draw, generate, grade, load_data
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
+from verify import verify, verify_all  # noqa: F401
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def fail(message: str):
+    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def say(message: str):
+    """Print on rank 0, above the progress bar."""
+    if rank() == 0:
+        tqdm.write(message, file=sys.stdout)
+
+
+# ======================================================================================================= config
+def arg(default, help):
+    """A field of Config: its default, and the line that --help shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Config:
+    model: str = arg("tiny", "alias (README lists them), hub id or local folder")
+    data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
+    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    limit: int = arg(0, "use the first LIMIT training problems only (0: all)")
+    steps: int = arg(300, "training steps; each samples, verifies and updates")
+    seed: int = arg(0, "seed of the data order and of every response's random stream")
+    out: str = arg("", "output folder (default: out/ALGORITHM-MODEL-sSEED)")
+    prompts_per_step: int = arg(1024, "prompts sampled in a step, over all processes")
+    samples_per_prompt: int = arg(4, "responses per prompt")
+    updates_per_step: int = arg(2, "optimizer steps in a step, each on an equal share of its prompts")
+    lr: float = arg(1e-6, "AdamW learning rate, constant")
+    max_grad_norm: float = arg(1.0, "clip the gradient to this norm")
+    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
+    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
+    temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too")
+    reward: Literal["ground_truth"] = arg("ground_truth", "ground_truth: 1 if the final answer is verified correct")
+    loss_norm: Literal["token", "sequence", "constant"] = arg("token", "how a loss is normalised, see token_weights")
+    kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss")
+    reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
+    entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss")
+    tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)")
+    tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: the memory knob of training")
+    sampler: Literal["auto", "hf"] = arg("auto", "hf: plain torch with a KV cache; auto: the best one installed")
+    eval_data: str = arg("", "problems to evaluate on: tiny, tiny-hard, or as --data (empty: no evaluation)")
+    eval_problems: int = arg(200, "problems of an evaluation")
+    eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)")
+    save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)")
+    resume: bool = arg(False, "continue from the newest complete checkpoint in the output folder")
+    tensorboard: bool = arg(False, "log to TensorBoard as well (needs the tensorboard package)")
+    wandb: bool = arg(False, "log to Weights & Biases as well (needs the wandb package)")
+
+
+# alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
+_TINY = dict(data="tiny", eval_data="tiny", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
+             max_new_tokens=64, tokens_per_micro=4096)  # fmt: skip
+_MATH = dict(template="qwen-math", max_new_tokens=3072)  # with 1,024 prompt tokens this fills the context of 4,096
+MODELS = {
+    "tiny": (str(Path(__file__).parent / "models/tiny"), _TINY),
+    "tiny-badcode": (str(Path(__file__).parent / "models/tiny-badcode"), _TINY),
+    "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", _MATH),
+    "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", _MATH),
+    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", dict(template="cot")),
+    "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", dict(template="cot")),
+    "qwen2.5-3b": ("Qwen/Qwen2.5-3B", dict(template="cot")),
+    "qwen2.5-7b": ("Qwen/Qwen2.5-7B", dict(template="cot")),
+    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", dict(template="cot")),
+    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", dict(template="cot")),
+    "olmo-2-7b": ("allenai/OLMo-2-1124-7B", dict(template="plain", max_new_tokens=3072)),
+    "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", dict(template="cot", max_new_tokens=8192)),
+    "r1-distill-qwen-7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", dict(template="cot", max_new_tokens=8192)),
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """--help shows the script's docstring as it stands, and every default."""
+
+
+def parse(config_class, doc: str, argv: list[str] | None = None):
+    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags."""
+    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=_Help)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    argv = sys.argv[1:] if argv is None else argv
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--model", default="tiny")
+    parser.set_defaults(**MODELS.get(chosen.parse_known_args(argv)[0].model, (None, {}))[1])
+    cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
+    for name in ("steps prompts_per_step samples_per_prompt updates_per_step lr max_grad_norm max_prompt_tokens "
+                 "max_new_tokens temperature tokens_per_micro eval_problems").split():  # fmt: skip
+        if not getattr(cfg, name) > 0:
+            fail(f"--{name} {getattr(cfg, name)}: must be above 0")
+    cfg.out = cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"
+    return cfg
+
+
+# =========================================================================================== ratio and clipping
+def clipped_loss(new, old, adv, cfg):
+    """The clipped surrogate of PPO, per token [T]: -min(s A, clip(s, 1 - low, 1 + high) A) with s = exp(new - old).
+
+    --clip false: -s A. --dual_clip c: at least c A where A < 0 (arXiv 1912.09729), so that one token can't dominate."""
+    ratio = torch.exp(new - old)
+    if not cfg.clip:
+        return -ratio * adv
+    surrogate = torch.minimum(ratio * adv, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv)
+    if cfg.dual_clip:
+        surrogate = torch.where(adv < 0, torch.maximum(surrogate, cfg.dual_clip * adv), surrogate)
+    return -surrogate
+
+
+def clip_stats(new, old, adv, sampler, cfg) -> dict:
+    """Sums over tokens: where the clip binds from below and above, as PPO counts it, and |new - sampler|; ratio_max."""
+    ratio = torch.exp(new - old)
+    low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
+    return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum(),
+                mismatch=(new - sampler).abs().sum(), ratio_max=ratio.max())  # fmt: skip
+
+
+def kl_k3(logprob, ref):
+    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 with d = ref - logprob; never negative."""
+    d = (ref - logprob).clamp(-10, 10)
+    return d.exp() - d - 1
+
+
+# ========================================================================================================== run
+METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
+           "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train time_sync "
+           "tokens_per_second eval_accuracy").split()  # fmt: skip
+
+
+def trackers(cfg) -> list:
+    """Functions (metrics, step) that log to the services that were asked for."""
+    logs = []
+    if cfg.tensorboard:
+        board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(cfg.out)
+        logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
+    if cfg.wandb:
+        logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
+    return logs
+
+
+class Run:
+    """A training run. The loop of every algorithm calls its verbs in this order: steps, sync, sample, verify, (the
+    algorithm), old_logprobs, minibatches and update, log, evaluate, save; and finish after the last step."""
+
+    def __init__(self, cfg):
+        self.cfg, self.step, self.drawn, self.failures, self.stop, self.metrics = cfg, 0, 0, 0, False, {}
+        device, source = start_processes(), MODELS.get(cfg.model, (cfg.model,))[0]
+        try:
+            if "/" not in source and not Path(source).is_dir():
+                raise OSError("no such folder")
+            config, self.tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            near = difflib.get_close_matches(cfg.model, MODELS, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
+            fail(f"--model {cfg.model}: {str(error).splitlines()[0]}; {hint}")
+        context = getattr(config, "max_position_embeddings", math.inf)
+        if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
+            fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} is more than the "
+                 f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
+        self.problems = self._load(cfg.data, cfg.limit)
+        self.tests = self._load(cfg.eval_data, cfg.eval_problems) if cfg.eval_data else []
+        shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
+        self.policy = Policy(source, device, lr=cfg.lr, **shape)
+        self.reference = Policy(source, device, **shape) if cfg.reference or cfg.kl_coef else None
+        ends = np.atleast_1d(self.policy.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
+        self.sampler = TorchSampler(self.policy, {self.tokenizer.eos_token_id, *ends.tolist()})
+        self._open()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._leave)
+
+    def _load(self, name, limit):
+        try:
+            problems, dropped = load_data(name, self.cfg.template, self.tokenizer, self.cfg.max_prompt_tokens, limit)
+        except (OSError, ValueError) as error:
+            fail(f"data {name}: {str(error).splitlines()[0]}")
+        for reason, count in dropped.items():
+            say(f"{name}: left out {count:,} rows {reason}")
+        return problems
+
+    def _leave(self, number, frame):
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        say(f"{signal.Signals(number).name}: saving and leaving after this step (once more: leaving at once)")
+
+    def _open(self):
+        """The output folder: a new one (an earlier run's is moved aside), or the one that --resume continues."""
+        cfg, self.folder = self.cfg, Path(self.cfg.out)
+        checkpoints = sorted(self.folder.glob("step_" + "[0-9]" * 6), reverse=True) if cfg.resume else []
+        for checkpoint in checkpoints:
+            try:
+                state = json.loads((checkpoint / "trainer.json").read_text())
+                self.policy.load_state(checkpoint / "trainer")
+                self.step, self.drawn = state["step"], state["drawn"]
+                break
+            except Exception as error:  # whatever a broken file makes the readers raise
+                say(f"warning: {checkpoint} is broken ({type(error).__name__}); trying the one before it")
+        if checkpoints and not self.step:
+            fail(f"--resume: no checkpoint in {cfg.out} is whole; give another --out to start afresh")
+        if rank() == 0:
+            if self.folder.exists() and not cfg.resume:
+                spare = next(p for i in range(1, 10**6) if not (p := Path(f"{cfg.out}.{i}")).exists())
+                say(f"{cfg.out} holds an earlier run, which is {self.folder.rename(spare)} from now on")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.json").write_text(json.dumps(vars(cfg), indent=1))
+            for name in ("metrics.jsonl", "samples.jsonl"):  # cut back to the checkpoint
+                file, cut = self.folder / name, self.folder / (name + ".cut")
+                lines = file.read_text().splitlines(True) if self.step and file.exists() else []
+                cut.write_text("".join(x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= self.step))
+                cut.rename(file)
+        try:
+            self.trackers = trackers(cfg) if rank() == 0 else []
+        except ImportError as error:
+            fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
+        say(textwrap.fill("  ".join(f"{k}={v}" for k, v in vars(cfg).items()), 118))
+        say(f"first prompt: {self.problems[0]['text']!r}\n")
+
+    def _write(self, name: str, row: dict):
+        if rank() == 0:
+            with open(self.folder / name, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _lap(self, name: str):
+        """Add the seconds since the last lap to this metric."""
+        last, self.clock = self.clock, time.perf_counter()
+        self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
+
+    # -------------------------------------------------------------------------------------------- the loop's verbs
+    def steps(self):
+        """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
+        cfg = self.cfg
+        if self.step == 0 and self.tests:
+            self.evaluate()
+            self._write("metrics.jsonl", dict(step=0, **self.metrics))
+        with tqdm(total=cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
+            while self.step < cfg.steps:
+                self.step, self.clock, self.began = self.step + 1, time.perf_counter(), time.perf_counter()
+                self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0, lr=cfg.lr)
+                torch.manual_seed((cfg.seed << 32) + self.step)  # so that a resumed run draws what this one would
+                yield self.step
+                self.bar.update()
+
+    def sync(self):
+        """Push the policy's weights to the sampler."""
+        self.sampler.sync(self.policy)
+        self._lap("time_sync")
+
+    def sample(self, more: Rollouts | None = None) -> Rollouts:
+        """Responses to the next prompts of the data, added to those of `more`; the whole batch, on every rank."""
+        cfg, first = self.cfg, self.drawn
+        problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
+        responses = generate(
+            self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg.max_new_tokens, cfg.temperature
+        )
+        self.drawn += cfg.prompts_per_step
+        self._lap("time_sample")
+        return Rollouts(more.problems + problems, more.responses + responses) if more else Rollouts(problems, responses)
+
+    def verify(self, rollouts: Rollouts) -> torch.Tensor:
+        """Rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
+        grade(rollouts, self.tokenizer)
+        self._lap("time_verify")
+        return rollouts.correct.clone()
+
+    def old_logprobs(self, rollouts: Rollouts):
+        """Add the logprobs `old` of the policy as it is now, and `ref` of the reference, to the rollouts' values.
+
+        Where the sampler's are the policy's own (torch in fp32), a pass is saved; `mismatch` is then measured by the
+        first update, whose forward pass still sees the weights that sampled."""
+        values = rollouts.batch.values
+        if self.sampler.exact:
+            values["old"] = values["sampler"]
+        else:
+            values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
+            self._check_mismatch((values["old"] - values["sampler"]).abs().mean().item())
+        if self.reference:
+            values["ref"] = self.reference.logprobs(rollouts.batch)[0]
+            self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
+        self._lap("time_train")
+
+    def _check_mismatch(self, mismatch: float):
+        self.metrics["mismatch"] = mismatch
+        if mismatch > 0.05:
+            say(f"warning: step {self.step}: sampler and trainer differ by {mismatch:.3f} nats a token: stale weights?")
+
+    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor):
+        """The kept responses (adv, keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts.
+
+        A kept response that can't move the gradient counts in the normalisation but is not forwarded; an update without
+        any other is skipped and counted."""
+        cfg, batch, lengths = self.cfg, rollouts.batch, rollouts.lengths
+        rows, keep = np.arange(keep.numel()).reshape(keep.shape), keep.numpy()
+        moves = keep & ((adv != 0).numpy() | bool(cfg.kl_coef or cfg.entropy_coef))
+        batch.values["adv"] = adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+        batch.values["weight"] = torch.zeros_like(batch.values["adv"])
+        self.metrics["kept"], self.kept_tokens = float(keep.mean()), int(lengths[rows[keep]].sum())
+        for share in np.array_split(np.flatnonzero(keep.any(1)), cfg.updates_per_step):
+            kept, moving = rows[share][keep[share]], rows[share][moves[share]]
+            if len(moving):
+                weights = token_weights(lengths[kept], cfg.loss_norm, cfg.max_new_tokens)
+                batch.values["weight"][batch.token_index(kept)] = weights
+                yield batch.select(moving)
+            else:
+                self.metrics["skipped_updates"] += 1
+
+    def update(self, batch: Batch, token_loss):
+        """One optimizer step on sum of weight x (token_loss x truncated importance weight + KL - entropy)."""
+        cfg, m = self.cfg, self.metrics
+
+        def objective(new, entropy, v):
+            loss = token_loss(new, v["old"], v["adv"], cfg)
+            if cfg.tis_cap and not self.sampler.exact:  # engine against trainer; the ratio is new policy against old
+                loss = loss * (v["old"] - v["sampler"]).exp().clamp(max=cfg.tis_cap)
+            if cfg.kl_coef:
+                loss = loss + cfg.kl_coef * kl_k3(new, v["ref"])
+            if cfg.entropy_coef:
+                loss = loss - cfg.entropy_coef * entropy
+            return loss, clip_stats(new.detach(), v["old"], v["adv"], v["sampler"], cfg)
+
+        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
+        self._lap("time_train")
+        if not math.isfinite(stats["grad_norm"]):
+            self.failures, m["skipped_updates"] = self.failures + 1, m["skipped_updates"] + 1
+            say(f"warning: step {self.step}: the gradient norm is {stats['grad_norm']}; update skipped")
+            if self.failures == 10:
+                fail(f"step {self.step}: ten updates in a row without a finite gradient; lower --lr, then --resume")
+            return
+        self.failures = 0
+        if m["mismatch"] is None:
+            self._check_mismatch(stats["mismatch"] / int(batch.ends[-1]))
+        for name, share in dict(clip_low=self.kept_tokens, clip_high=self.kept_tokens,
+                                loss=cfg.updates_per_step, grad_norm=cfg.updates_per_step).items():  # fmt: skip
+            m[name] = (m[name] or 0) + stats[name] / share
+        m["ratio_max"] = max(m["ratio_max"] or 0, stats["ratio_max"])
+
+    def log(self, rollouts: Rollouts, rewards: torch.Tensor):
+        """Complete the step's metrics, show the main ones on the bar, and write some rollouts to samples.jsonl."""
+        m, mean = self.metrics, lambda x: float(np.mean(np.array(x, dtype=float)))
+        m.update(reward=mean(rewards), accuracy=mean(rollouts.correct), boxed=mean(rollouts.boxed), verify_timeouts=0,
+                 all_correct=mean(rollouts.correct.all(1)), all_wrong=mean(~rollouts.correct.any(1)),
+                 length=mean(rollouts.lengths), truncated=1 - mean(rollouts.finished),
+                 entropy=mean(rollouts.batch.values["entropy"]),
+                 tokens_per_second=rollouts.lengths.sum() / (time.perf_counter() - self.began))  # fmt: skip
+        shown = {k: m[k] for k in ("reward", "accuracy", "entropy", "kl", "length") if m[k] is not None}
+        self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+        for row in range(min(4, len(rollouts.lengths))):
+            reward = rewards.flatten()[row].item()
+            self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
+
+    def evaluate(self):
+        """Every eval_every steps, and before and after training: mean accuracy on the test problems."""
+        cfg = self.cfg
+        if self.tests and (self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0):
+            self.sampler.sync(self.policy)
+            responses = generate(self.sampler, self.tests, 4, 0, cfg.seed + 2**40, cfg.max_new_tokens, cfg.temperature)
+            self.evaluated = Rollouts(self.tests, responses)
+            grade(self.evaluated, self.tokenizer)
+            self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
+            say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, 4 responses each")
+
+    def save(self):
+        """Write the step's metrics; and a checkpoint, if one is due or a signal asked to leave."""
+        self._write("metrics.jsonl", self.metrics)
+        for track in self.trackers:
+            track({name: x for name, x in self.metrics.items() if x is not None}, self.step)
+        self.stop = bool(all_reduce(torch.tensor(int(self.stop)), dist.ReduceOp.MAX))
+        if self.stop or self.step == self.cfg.steps or self.cfg.save_every and self.step % self.cfg.save_every == 0:
+            self._checkpoint(self.folder / f"step_{self.step:06d}", trainer=True)
+        if self.stop:
+            say(f"stopped after step {self.step}; --resume continues from there")
+            raise SystemExit(0)
+
+    def _checkpoint(self, folder: Path, trainer: bool):
+        """A model folder (with the trainer's state); written under another name and renamed once it is complete."""
+        partial = folder.with_name(folder.name + ".tmp")
+        self.policy.save_pretrained(partial)
+        if trainer:
+            self.policy.save_state(partial / "trainer")
+        if rank() == 0:
+            self.tokenizer.save_pretrained(partial)
+            (partial / "trainer.json").write_text(json.dumps(dict(step=self.step, drawn=self.drawn)))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+
+    def finish(self):
+        """Write final/ and curves.png, and say what happened."""
+        out = self.cfg.out
+        self._checkpoint(self.folder / "final", trainer=False)
+        if rank() == 0:
+            plot.draw([out], out + "/curves.png")
+            if self.tests:
+                for row in (0, 4):
+                    say("\n" + "\n".join(f"{k}: {x}" for k, x in self.evaluated.show(row, self.tokenizer).items()))
+                rows = [json.loads(line) for line in open(self.folder / "metrics.jsonl")]
+                before, after = ([r["eval_accuracy"] for r in rows if r["eval_accuracy"] is not None][i] for i in (0, -1))
+                say(f"\naccuracy on {len(self.tests)} test problems: {before:.1%} before, {after:.1%} after training")
+            say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
+        if dist.is_initialized():
+            dist.destroy_process_group()

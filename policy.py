@@ -1,0 +1,348 @@
+"""The trainable model and nothing else: packed forward, chunked logprobs, sharding, micro-batches, update.
+
+A reader of the algorithms does not need this file; it is for whoever asks where the memory and the time go.
+  pack     sequences lie end to end in one row, without padding; attention stays inside each sequence
+  chunks   the vocabulary's logits exist for a chunk of tokens at a time, never for the whole micro-batch
+  shards   under torchrun the parameters, gradients and optimizer state are split over the ranks (FSDP2)
+  plan     every rank computes the same token-balanced micro-batches and takes its own column
+  update   loss = sum over tokens of weight x token loss; the weights come from the global batch, so neither
+           the micro-batches nor the number of ranks change the gradient
+"""
+
+import heapq
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
+    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM  
+
+
+def world() -> int:
+    """Number of processes (1 without torchrun)."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process (0 without torchrun)."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def start_processes() -> str:
+    """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
+    cuda = torch.cuda.is_available()
+    if "RANK" in os.environ:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    elif cuda:
+        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return "cuda" if cuda else "cpu"
+
+
+def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
+    """Sum (or maximum) of a CPU tensor over the ranks, on every rank."""
+    if world() > 1:
+        dist.all_reduce(tensor, op)
+    return tensor
+
+
+# ------------------------------------------------------------------------------------------------ batch and plan
+@dataclass
+class Batch:
+    """B responses with their prompts. `values` are per-token tensors [N], N = all response tokens, laid end to end
+    in the order of `responses` (for example adv, old, weight)."""
+
+    prompts: list[np.ndarray]
+    responses: list[np.ndarray]
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
+        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+
+    def token_index(self, rows) -> torch.Tensor:
+        """Positions in `values` of the response tokens of `rows`, in the order of `rows`."""
+        return torch.from_numpy(np.concatenate([np.arange(self.starts[i], self.ends[i]) for i in rows]))
+
+    def select(self, rows) -> "Batch":
+        """The batch of these rows alone, per-token values included."""
+        index = self.token_index(rows) if len(rows) else torch.zeros(0, dtype=torch.long)
+        values = {name: value[index] for name, value in self.values.items()}
+        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row, prompt and response together."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+
+
+def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[list[int]]]:
+    """Token-balanced micro-batches: result[m][r] lists the rows of micro-batch m on rank r, longest row first.
+
+    Deterministic, so every rank computes the same plan and all run the same number of micro-batches. Greedy: rows from
+    the longest to the shortest, each to the emptiest of ranks x M bins, M the smallest number that respects the budget.
+    A row longer than the budget gets a bin of its own; a bin can be empty (the rank then runs a zero-weight row).
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
+    while True:
+        heap = [(0, b) for b in range(micros * ranks)]
+        bins = [[] for _ in heap]
+        loads = [0] * len(bins)
+        for i in order:
+            load, b = heapq.heappop(heap)
+            bins[b].append(i)
+            loads[b] = load + lengths[i]
+            heapq.heappush(heap, (loads[b], b))
+        if all(load <= tokens_per_micro or len(rows) == 1 for load, rows in zip(loads, bins)):
+            break
+        micros = max(micros + 1, math.ceil(micros * 1.02))
+    by_load = sorted(range(len(bins)), key=lambda b: -loads[b])  # bins of like load run at the same time
+    rows = [[bins[b] for b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
+    return [column[::-1] if m % 2 else column for m, column in enumerate(rows)]  # and ranks alternate in the larger ones
+
+
+def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
+    """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
+    tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
+    lengths = torch.as_tensor(lengths)
+    each = dict(token=lengths.sum(), sequence=len(lengths) * lengths, constant=len(lengths) * max_new_tokens)[norm]
+    return (1 / (each * torch.ones(len(lengths)))).repeat_interleave(lengths)
+
+
+# ------------------------------------------------------------------------------------------------ packed attention
+class Pack:
+    """A micro-batch as one row of T tokens: ids and positions [1, T], and where the response tokens are predicted."""
+
+    def __init__(self, batch: Batch, rows: list[int], device):
+        sequences = [np.concatenate([batch.prompts[i], batch.responses[i]]) for i in rows]
+        lengths = np.array([len(s) for s in sequences])
+        prompts = np.array([len(batch.prompts[i]) for i in rows])
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        ids = np.concatenate(sequences).astype(np.int64)
+        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        # The token at position p is predicted by the hidden state at p - 1; prompt tokens are predicted by nobody.
+        at = np.concatenate([np.arange(s + p - 1, e - 1) for s, p, e in zip(starts, prompts, ends)])
+        tensor = lambda x: torch.from_numpy(x).to(device)
+        self.ids, self.positions, self.at, self.targets = tensor(ids[None]), tensor(positions[None]), tensor(at), None
+        self.targets = self.ids[0, self.at + 1]
+        self.cu_seqlens = tensor(np.concatenate([[0], ends]).astype(np.int32))
+        self.max_length = int(lengths.max())
+        self.groups = self._padded(lengths, starts) if torch.device(device).type == "cpu" else None
+
+    @staticmethod
+    def _padded(lengths, starts):
+        """Index lists for attention on the CPU: groups of rows within a factor of two in length, each padded to its
+        longest row. `into` [sum B x L] says which token fills a padded slot, `back` [T] where each token has gone."""
+        shapes, into, back, pads, slots, first = [], [], [None] * len(lengths), [], 0, 0
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        while first < len(order):
+            longest = lengths[order[first]]
+            group = [i for i in order[first:] if 2 * lengths[i] >= longest]
+            for i in group:
+                slot = np.arange(longest)
+                into.append(starts[i] + np.minimum(slot, lengths[i] - 1))
+                back[i] = slots + slot[: lengths[i]]
+                pads.append(slots + slot[lengths[i] :])
+                slots += longest
+            shapes.append((len(group), int(longest)))
+            first += len(group)
+        index = [torch.from_numpy(np.concatenate(x)) for x in (into, back, pads)]
+        return shapes, *index
+
+
+class _Permute(torch.autograd.Function):
+    """rows = x[index]. Backward gathers as well (each row of x is used once beside pads), which beats a scatter-add."""
+
+    @staticmethod
+    def forward(ctx, x, index, inverse, pads):
+        ctx.save_for_backward(inverse, pads)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inverse, pads = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        return grad if pads is None else grad.index_fill_(0, pads, 0.0), None, None, None
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None, **kwargs):
+    """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+
+    CUDA: the variable-length flash kernel. CPU: rows are padded here, and nowhere else; the pads stand behind the
+    sequence, so the causal rule alone hides them and no mask is ever built."""
+    if sliding_window and pack.max_length > sliding_window:
+        raise ValueError(f"sequences of {pack.max_length} tokens exceed this model's attention window {sliding_window}")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    if pack.groups is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        cu, longest = pack.cu_seqlens, pack.max_length
+        out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0),
+                          enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+        return out[None], None
+    shapes, into, back, pads = pack.groups
+    q, k, v = (_Permute.apply(x.flatten(1), into, back, None).unflatten(1, x.shape[1:]) for x in (q, k, v))
+    outs, first = [], 0
+    for rows, longest in shapes:
+        part = [x[first : first + rows * longest].unflatten(0, (rows, longest)).transpose(1, 2) for x in (q, k, v)]
+        out = F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        outs.append(out.transpose(1, 2).reshape(rows * longest, -1))
+        first += rows * longest
+    out = _Permute.apply(outs[0] if len(outs) == 1 else torch.cat(outs), back, into, pads)
+    return out.unflatten(1, (-1, q.shape[2]))[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)
+
+
+# ------------------------------------------------------------------------------------------------ the policy
+class Policy(nn.Module):
+    """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
+
+    model: a local folder or hub id. vocab: ids at or above it do not exist for the tokenizer; they get no probability
+    here and can't be sampled. temperature: that of the sampler; the logits are divided by it. lr None: no optimizer
+    (a reference). On CUDA the blocks compute in bf16, reduce in fp32 and recompute activations in the backward pass.
+    """
+
+    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384):
+        super().__init__()
+        config = AutoConfig.from_pretrained(model)
+        for name, value in config.to_dict().items():  # dropout would make the ratio differ from 1 on the first pass
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+        self.lm = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=torch.float32, attn_implementation="packed", use_safetensors=True
+        )
+        self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
+        self.device = torch.device(device)
+        self.chunk_logits = 2**27 if self.device.type == "cuda" else 2**24  # logits that exist at a time, in elements
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.sharded = dist.is_initialized()
+        self.requires_grad_(lr is not None).train(lr is not None)
+        if self.device.type == "cuda":
+            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+        if self.sharded:
+            precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+            mesh = dist.init_device_mesh(self.device.type, (world(),))
+            for block in self.blocks():
+                fully_shard(block, mesh=mesh, mp_policy=precision)
+            fully_shard(self, mesh=mesh, mp_policy=precision)  # embedding and head in one unit: they may be tied
+        self.to(self.device)
+        if lr is not None:
+            self.optimizer = torch.optim.AdamW(
+                self.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
+            )
+
+    def blocks(self):
+        """The transformer blocks, in order."""
+        names = set(self.lm._no_split_modules or [])
+        return [module for module in self.lm.modules() if type(module).__name__ in names]
+
+    def forward(self, pack: Pack, entropy_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprob and entropy [N] (nats) of the pack's response tokens under softmax(logits / temperature)."""
+        hidden = self.lm.base_model(
+            input_ids=pack.ids, position_ids=pack.positions, attention_mask=None, use_cache=False, pack=pack
+        )[0][0].index_select(0, pack.at)
+        size = max(1, self.chunk_logits // self.lm.config.vocab_size)
+        chunks = list(zip(hidden.split(size), pack.targets.split(size)))
+        run = lambda *x: checkpoint(self._head, *x, use_reentrant=False) if len(chunks) > 1 else self._head(*x)
+        logprobs, entropies = zip(*[run(x, y, entropy_grad) for x, y in chunks])
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _head(self, hidden, targets, entropy_grad):
+        logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
+        logits = logits / self.temperature if self.temperature != 1 else logits
+        logp = logits.log_softmax(-1)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, targets[:, None])[:, 0], entropy
+
+    def _micros(self, batch: Batch):
+        """This rank's micro-batches: (pack, positions of its tokens in batch.values, 1 or 0 for a stand-in row)."""
+        for column in plan(batch.lengths(), self.tokens_per_micro, world()):
+            rows = column[rank()]
+            yield Pack(batch, rows or [0], self.device), batch.token_index(rows or [0]), float(bool(rows))
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprob and entropy [N] of every response token of the batch, on every rank, without gradient."""
+        out = torch.zeros(2, int(batch.ends[-1]))
+        for pack, index, real in self._micros(batch):
+            both = torch.stack(self(pack)).float().cpu()
+            if real:
+                out[:, index] = both
+        return tuple(all_reduce(out))
+
+    def update(self, batch: Batch, token_loss, max_grad_norm=1.0, entropy_grad=False) -> dict[str, float]:
+        """One optimizer step on loss = sum over tokens of batch.values["weight"] x token_loss.
+
+        token_loss(new, entropy, values) -> (loss [T], stats): `values` holds the batch's per-token tensors, cut to the
+        micro-batch; stats are sums over tokens, but for names that end in _max, which are maxima. Returns the stats
+        over all ranks, with loss and grad_norm; grad_norm is not finite when the update had to be skipped.
+        """
+        totals, maxima = {"loss": torch.zeros((), device=self.device)}, {}
+        for pack, index, real in self._micros(batch):
+            values = {name: value[index].to(self.device) for name, value in batch.values.items()}
+            new, entropy = self(pack, entropy_grad)
+            losses, stats = token_loss(new, entropy, values)
+            loss = real * (values["weight"] * losses).sum()
+            (loss * world() if self.sharded else loss).backward()  # FSDP averages over the ranks; here gradients sum
+            for name, value in dict(stats, loss=loss.detach()).items():
+                if name.endswith("_max"):
+                    maxima[name] = torch.maximum(maxima.get(name, value), value)
+                else:
+                    totals[name] = totals.get(name, 0) + real * value
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(self.parameters(), max_grad_norm, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        sums = all_reduce(torch.stack(list(totals.values())).double().cpu()).tolist()
+        peaks = all_reduce(torch.stack(list(maxima.values())).double().cpu(), dist.ReduceOp.MAX).tolist() if maxima else []
+        return dict(zip([*totals, *maxima], sums + peaks), grad_norm=norm.item())
+
+    # -------------------------------------------------------------------------------------------- weights and files
+    def weights(self):
+        """(name, tensor) of every parameter, gathered one at a time: all ranks have to walk through it together."""
+        for name, parameter in self.lm.named_parameters():
+            yield name, (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
+
+    def save_pretrained(self, folder):
+        """A Hugging Face model folder, in the compute precision; gathered tensor by tensor, written by rank 0."""
+        state = {}
+        for name, tensor in self.weights():
+            if rank() == 0:
+                state[name] = tensor.to("cpu", self.dtype, copy=True)
+        if rank() == 0:
+            with torch.device("meta"):  # a shell without memory, so that config.json names the saved precision
+                shell = AutoModelForCausalLM.from_config(self.lm.config, dtype=self.dtype)
+            shell.generation_config = self.lm.generation_config
+            shell.save_pretrained(folder, state_dict=state)
+
+    def save_state(self, folder):
+        """Masters and optimizer, each rank its own shard; can be loaded with another number of ranks."""
+        model, optimizer = get_state_dict(self, self.optimizer)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder, no_dist=world() == 1)
+
+    def load_state(self, folder):
+        """The inverse of save_state, exact to the bit. Raises when the folder is broken."""
+        model, optimizer = get_state_dict(self, self.optimizer)
+        state = {"model": model, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=folder, no_dist=world() == 1)
+        set_state_dict(self, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])

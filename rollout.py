@@ -1,0 +1,261 @@
+"""From a data set to responses: problems, prompts, and the samplers that answer them.
+
+A sampler is one class per engine behind one interface:
+    sync(policy)    take over the policy's weights
+    sample(...)     token ids in, token ids out, with the logprob of every sampled token at the sampling temperature
+    sleep()         give memory back while the policy trains
+    exact           whether those logprobs are the trainer's own, so that no second pass is needed to compute them
+"""
+
+import copy
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import tiny
+from policy import Batch, rank, world  # before transformers, whose import it prepares
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from verify import gold_answer, last_boxed, verify_all
+
+
+# =========================================================================================== data and templates
+# name: the prompt's text, or the turns of the model's own chat template as (system, user)
+TEMPLATES = {
+    "none": "{problem}",
+    "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
+    "chat": (None, "{problem}"),
+    "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
+    "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
+}
+
+
+def render(problem: str, template: str, tokenizer) -> str:
+    """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}."""
+    template = TEMPLATES.get(template, template)
+    if isinstance(template, str):
+        return template.replace("{problem}", problem)
+    turns = [dict(role=role, content=text.replace("{problem}", problem))
+             for role, text in zip(("system", "user"), template) if text is not None]  # fmt: skip
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def read_rows(name: str):
+    """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
+    if name in ("tiny", "tiny-test", "tiny-hard"):
+        split = name.partition("-")[2] or "train"
+        yield from enumerate(tiny.problems(split, 20_000 if split == "train" else 1_000))
+    elif name.endswith(".jsonl"):
+        with open(name, encoding="utf-8") as file:
+            for place, line in enumerate(file, 1):
+                try:
+                    yield place, json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"row {place} is not JSON ({error}); mend or remove it") from None
+    else:
+        import datasets  # here, because the import takes a second
+
+        kind = Path(name).suffix[1:] if name.endswith((".csv", ".parquet")) else ""
+        source = datasets.load_dataset(kind, data_files=name) if kind else datasets.load_dataset(name)
+        yield from enumerate(source["train"], 1)
+
+
+def load_data(name: str, template: str, tokenizer, longest: int, limit: int = 0):
+    """Problems as dicts with problem, answer (gold), text (the prompt) and prompt (its token ids); limit 0: all of them.
+
+    Rows without a usable answer and rows whose prompt is over `longest` tokens are left out; the second result counts
+    them. Raises OSError or ValueError: one line that says what is wrong where."""
+    problems, dropped = [], Counter()
+    special = isinstance(TEMPLATES.get(template, ""), str)  # a chat template writes its own special tokens
+    for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False):
+        row = row if isinstance(row, dict) else {}
+        problem = next((row[k] for k in ("problem", "question", "prompt") if k in row), None)
+        answer = next((row[k] for k in ("answer", "final_answer", "solution") if k in row), None)
+        if problem is None or answer is None:
+            raise ValueError(f"row {place} has the columns {sorted(row)}; it needs problem (or question, prompt) and "
+                             "answer (or final_answer, solution)")  # fmt: skip
+        text, answer = render(str(problem), template, tokenizer), gold_answer(answer)
+        prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
+        if answer and len(prompt) <= longest:
+            problems.append(dict(problem=problem, answer=answer, text=text, prompt=prompt))
+        else:
+            dropped[f"with a prompt over {longest} tokens" if answer else "without a usable answer"] += 1
+        if len(problems) == limit > 0:
+            break
+    if not problems:
+        raise ValueError(f"no usable problem in it ({dropped.total()} rows dropped)")
+    return problems, dropped
+
+
+def draw(problems: list[dict], first: int, count: int, seed: int) -> list[dict]:
+    """Problems number first ... first + count - 1 of the endless training order: a seeded permutation per epoch."""
+    chosen = []
+    for number in range(first, first + count):
+        epoch, i = divmod(number, len(problems))
+        if not chosen or i == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(len(problems))
+        chosen.append(problems[order[i]])
+    return chosen
+
+
+# ===================================================================================================== sampling
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64: a well-mixed uint64 for each uint64 counter."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def streams(seed: int, numbers: list[int], n: int) -> np.ndarray:
+    """The random stream (a uint64 key) of each response [P * n]: a hash of seed, number of its prompt, and sample."""
+    prompts = mix(mix(np.array([seed], np.uint64)) + np.array(numbers, np.uint64))
+    return mix(prompts[:, None] + np.arange(n, dtype=np.uint64)).ravel()
+
+
+def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, **kwargs):
+    """Attention of the newest tokens of R rows, query [R, H, new, D], over the KV cache that they are added to."""
+    end = cache["end"] + key.shape[2]
+    k, v = cache.setdefault(module.layer_idx, [key, value])
+    if k is not key:
+        k[:, :, cache["end"] : end], v[:, :, cache["end"] : end] = key, value
+    k, v, mask = k[:, :, :end], v[:, :, :end], cache["mask"][..., :end]
+    out = F.scaled_dot_product_attention(query, k, v, mask, scale=scaling, enable_gqa=query.shape[1] != k.shape[1])
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("cached", cached_attention)
+AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)
+
+
+class TorchSampler:
+    """Plain torch decoding with a KV cache, for machines without vLLM, on a copy of the model that sync() refreshes.
+
+    Every response draws from a random stream of its own, one uniform a token, inverse CDF: a rollout depends neither on
+    the batch that it is decoded in nor on the number of processes. In fp32 its logprobs are the trainer's: `exact`."""
+
+    def __init__(self, policy, eos: set[int], cache_tokens: int = 2**17):
+        config = copy.deepcopy(policy.lm.config)  # the model's attention function is kept in it
+        self.lm = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="cached").eval()
+        self.lm.to(policy.device)
+        self.exact, self.vocab, self.cache_tokens = policy.dtype == torch.float32, policy.vocab, cache_tokens
+        self.eos = torch.tensor(sorted(eos), device=policy.device)
+
+    @torch.no_grad()
+    def sync(self, policy):
+        """Take over the policy's weights, tensor by tensor."""
+        mine = dict(self.lm.named_parameters())
+        for name, tensor in policy.weights():
+            mine[name].copy_(tensor)
+
+    def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False):
+        """n responses to each prompt (token ids); `numbers`, the prompts' places in the run, key the random streams.
+        Returns per response (ids with the end token, logprobs, entropies, finished), all n of a prompt together."""
+        size = max(1, self.cache_tokens // (n * (max(map(len, prompts), default=0) + max_new_tokens)))
+        out = []
+        for i in tqdm(range(0, len(prompts), size), desc="sampling", delay=5, leave=False, disable=quiet):
+            keys = streams(seed, numbers[i : i + size], n)
+            out += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature)
+        return out
+
+    @torch.inference_mode()
+    def _decode(self, prompts, n, keys, steps, temperature):
+        device, width = self.eos.device, max(map(len, prompts))
+        # Prefill: each prompt once, padded on the left. A pad sees itself, or its softmax would be NaN; nobody sees it.
+        ids = torch.from_numpy(np.stack([np.pad(p, (width - len(p), 0)) for p in prompts])).to(device)
+        pads = torch.tensor([[width - len(p)] for p in prompts], device=device)
+        at = torch.arange(width + steps, device=device)
+        seen, past = at >= pads, at[:width, None] >= at[:width]
+        cache = dict(end=0, mask=(seen[:, None, :width] & past | torch.eye(width, device=device).bool())[:, None])
+        forward = lambda ids, at: self.lm.base_model(  # noqa: E731
+            input_ids=ids, position_ids=at, cache=cache, use_cache=False)[0][:, -1]  # fmt: skip
+        hidden = forward(ids, (at[:width] - pads).clamp(min=0)).repeat_interleave(n, 0)
+        # Decode: n rows a prompt, and room for the new tokens.
+        pads, seen = pads.repeat_interleave(n, 0), seen.repeat_interleave(n, 0)
+        for layer in range(self.lm.config.num_hidden_layers):
+            cache[layer] = [F.pad(x.repeat_interleave(n, 0), (0, 0, 0, steps)) for x in cache[layer]]
+        cache["mask"] = torch.where(seen, 0.0, -math.inf).to(hidden.dtype)[:, None, None]
+        rows = torch.arange(len(keys), device=device)  # which response a row of the cache belongs to
+        tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
+        values = torch.zeros(len(rows), steps, 2, device=device)  # logprob and entropy
+        lengths = torch.full_like(rows, steps)
+        for t in range(steps):
+            logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
+            logp = (logits / temperature).log_softmax(-1)
+            p = logp.exp()
+            cdf = p.cumsum(-1, dtype=torch.float64)
+            u = torch.from_numpy((mix(keys + np.uint64(t)) >> np.uint64(11)) * 2.0**-53).to(device)[rows, None]
+            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[1] - 1)
+            tokens[rows, t] = token[:, 0]
+            values[rows, t] = torch.cat([logp.gather(1, token), -(p * logp).sum(-1, keepdim=True)], 1)
+            ended = torch.isin(token[:, 0], self.eos) & (lengths[rows] == steps)
+            lengths[rows[ended]] = t + 1
+            alive = lengths[rows] == steps
+            if t + 1 == steps or not alive.any():
+                break
+            if t % 8 == 7 and alive.float().mean() < 0.8:  # let go of the rows that have ended
+                rows, pads, token, cache["mask"] = (x[alive] for x in (rows, pads, token, cache["mask"]))
+                for layer in range(self.lm.config.num_hidden_layers):
+                    cache[layer] = [x[alive] for x in cache[layer]]
+            cache["end"] = width + t
+            hidden = forward(token, width + t - pads)
+        finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
+        tokens, values = tokens.cpu().numpy(), values.cpu().numpy()
+        return [(tokens[i, :k], *values[i, :k].T, finished[i]) for i, k in enumerate(lengths.tolist())]
+
+
+# ===================================================================================================== rollouts
+def gather(own: list, count: int) -> list:
+    """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
+    parts = [own]
+    if world() > 1:
+        parts = [None] * world()
+        dist.all_gather_object(parts, own)
+    out = [None] * count
+    for i, part in enumerate(parts):
+        out[i :: len(parts)] = part
+    return out
+
+
+class Rollouts:
+    """A global batch, the same on every rank: P problems, n responses each; row i * n + j is response j of problem i.
+
+    batch.values has the per-token `sampler` logprobs and `entropy`, after old_logprobs() also `old` and `ref`;
+    grade() adds correct and boxed, float [P, n]."""
+
+    def __init__(self, problems: list[dict], responses: list[tuple]):
+        self.problems, self.responses, self.n = problems, responses, len(responses) // len(problems)
+        ids, logprobs, entropies, self.finished = zip(*responses)
+        self.lengths = np.array([len(x) for x in ids])
+        values = dict(zip(("sampler", "entropy"), (torch.from_numpy(np.concatenate(x)) for x in (logprobs, entropies))))
+        self.batch = Batch([p["prompt"] for p in problems for _ in range(self.n)], list(ids), values)
+
+    def show(self, row: int, tokenizer) -> dict:
+        """One rollout in words."""
+        problem, text = self.problems[row // self.n], tokenizer.decode(self.batch.responses[row])
+        return dict(prompt=problem["text"], response=text, answer=problem["answer"],
+                    correct=bool(self.correct.flatten()[row]), finished=self.finished[row])  # fmt: skip
+
+
+def generate(sampler, problems: list[dict], n: int, first: int, seed: int, max_new_tokens: int, temperature: float):
+    """n responses to each problem, the first of which is number `first` of the run; each rank samples its share."""
+    mine = range(rank(), len(problems), world())
+    prompts, numbers = [problems[i]["prompt"] for i in mine], [first + i for i in mine]
+    own = sampler.sample(prompts, n, numbers, seed, max_new_tokens, temperature, quiet=rank() > 0)
+    groups = gather([own[i : i + n] for i in range(0, len(own), n)], len(problems))
+    return [response for group in groups for response in group]
+
+
+def grade(rollouts: Rollouts, tokenizer):
+    """Verify every response, each rank its share: rollouts.correct, and whether it has a box at all: rollouts.boxed."""
+    mine = range(rank(), len(rollouts.lengths), world())
+    texts = tokenizer.batch_decode([rollouts.batch.responses[i] for i in mine], skip_special_tokens=True)
+    right = verify_all([(text, rollouts.problems[i // rollouts.n]["answer"]) for text, i in zip(texts, mine)])
+    graded = gather([(x, last_boxed(text) is not None) for x, text in zip(right, texts)], len(rollouts.lengths))
+    rollouts.correct, rollouts.boxed = torch.tensor(graded).float().T.reshape(2, -1, rollouts.n)

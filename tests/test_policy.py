@@ -1,0 +1,266 @@
+"""policy.py: packing changes nothing, micro-batches and ranks change nothing, and memory stays within its knobs."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from policy import Batch, Policy, plan, token_weights
+
+TINY = str(Path(__file__).parents[1] / "models/tiny")
+SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=97)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Random models: Qwen2 with tied embeddings, and Llama with grouped-query attention and a head of its own."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    Qwen2ForCausalLM(Qwen2Config(**SIZE, num_key_value_heads=4, tie_word_embeddings=True)).save_pretrained(root / "qwen2")
+    Llama = LlamaForCausalLM(LlamaConfig(**SIZE, num_key_value_heads=2, tie_word_embeddings=False))
+    Llama.save_pretrained(root / "llama")
+    return {"qwen2": str(root / "qwen2"), "llama": str(root / "llama"), "tiny": TINY}
+
+
+def some_batch(rows=12, vocab=97, seed=0, longest=40):
+    rng = np.random.default_rng(seed)
+    ids = lambda low, high: rng.integers(3, vocab, rng.integers(low, high))
+    batch = Batch([ids(2, 15) for _ in range(rows)], [ids(1, longest) for _ in range(rows)])
+    count = int(batch.ends[-1])
+    batch.values = dict(adv=torch.from_numpy(rng.normal(size=count)).float(), old=torch.full((count,), -4.0))
+    return batch
+
+
+def surrogate(new, entropy, values):
+    """A clipped policy-gradient loss, so that the gradient depends on old and adv as in training."""
+    ratio = (new - values["old"]).exp()
+    return -torch.minimum(ratio * values["adv"], ratio.clamp(0.8, 1.2) * values["adv"]), {}
+
+
+def gradients(folder, batch, tokens_per_micro, norm="token"):
+    """The gradient of one update, by parameter name."""
+    lengths = [len(r) for r in batch.responses]
+    batch.values["weight"] = token_weights(lengths, norm, max_new_tokens=64)
+    policy = Policy(folder, "cpu", lr=1e-3, tokens_per_micro=tokens_per_micro)
+    found = {}
+
+    def step():
+        for name, p in policy.lm.named_parameters():
+            grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            found[name] = grad.clone()
+
+    policy.optimizer.step = step
+    policy.update(batch, surrogate, max_grad_norm=1e9)
+    return found
+
+
+def distance(a, b):
+    """|a - b| / |b| over all parameters."""
+    norm = lambda xs: torch.stack([x.double().norm() for x in xs]).norm()
+    return (norm([a[n] - b[n] for n in b]) / norm(b.values())).item()
+
+
+# ------------------------------------------------------------------------------------------------ packing
+@pytest.mark.parametrize("name", ["qwen2", "llama", "tiny"])
+def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
+    batch = some_batch(rows=9)
+    policy = Policy(folders[name], "cpu", lr=1e-3, temperature=0.7, tokens_per_micro=10**6)
+    alone = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32, attn_implementation="eager")
+    expected, entropies = [], []
+    for prompt, response in zip(batch.prompts, batch.responses):
+        logits = alone(torch.tensor(np.concatenate([prompt, response]))[None]).logits[0] / 0.7
+        logp = logits[len(prompt) - 1 : -1].log_softmax(-1)  # the token after position p is predicted at p
+        expected.append(logp.gather(1, torch.tensor(response)[:, None])[:, 0])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    logprobs, entropy = policy.logprobs(batch)
+    torch.testing.assert_close(logprobs, torch.cat(expected).detach(), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(entropy, torch.cat(entropies).detach(), atol=1e-5, rtol=1e-5)
+
+    (torch.cat(expected) * batch.values["adv"]).sum().backward()
+    batch.values["weight"] = torch.ones_like(batch.values["adv"])
+    found = {}
+    policy.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in policy.lm.named_parameters()})
+    policy.update(batch, lambda new, entropy, v: (new * v["adv"], {}), max_grad_norm=1e9)
+    assert distance(found, {n: p.grad for n, p in alone.named_parameters()}) < 1e-5
+
+
+def test_the_end_token_is_trained_and_a_prompt_token_never_is():
+    """Raising the probability of every response token must raise the end token's and leave the prompt's out of the loss:
+    the prompt here is made of the very tokens of the response, end token included."""
+    end = 5
+    batch = Batch([np.array([7, end, 8, 9])], [np.array([8, 9, end])], dict(weight=torch.ones(3)))
+    policy = Policy(TINY, "cpu", lr=1e-3)
+    seen = []
+    policy.update(batch, lambda new, entropy, v: (seen.append(new.detach().clone()) or -new, {}))
+    assert seen[0].shape == (3,)  # 3 response tokens, end token included; 4 prompt tokens have no logprob at all
+    after = policy.logprobs(batch)[0]
+    assert (after > seen[0]).all()
+    prompt_only = Batch([np.array([7])], [np.array([end, 8, 9])])
+    before = Policy(TINY, "cpu").logprobs(prompt_only)[0]
+    assert not torch.allclose(before, policy.logprobs(prompt_only)[0])  # the weights did move, through the response
+
+
+def test_ids_beyond_the_tokenizer_have_no_probability(folders):
+    batch = some_batch(vocab=50)
+    policy = Policy(folders["qwen2"], "cpu", vocab=50)
+    alone = AutoModelForCausalLM.from_pretrained(folders["qwen2"], dtype=torch.float32)
+    prompt, response = batch.prompts[0], batch.responses[0]
+    logits = alone(torch.tensor(np.concatenate([prompt, response]))[None]).logits[0, len(prompt) - 1 : -1, :50]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+    torch.testing.assert_close(policy.logprobs(batch)[0][: len(response)], expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_chunked_logprobs_equal_unchunked(folders):
+    batch = some_batch()
+    policy = Policy(folders["llama"], "cpu", lr=1e-3)
+    whole = policy.logprobs(batch)[0]
+    policy.chunk_logits = 97 * 7  # seven tokens at a time, the last chunk shorter
+    torch.testing.assert_close(policy.logprobs(batch)[0], whole, atol=1e-6, rtol=0)
+    chunked = Policy(folders["llama"], "cpu", lr=1e-3)
+    chunked.chunk_logits = 97 * 7
+    batch.values["weight"] = token_weights([len(r) for r in batch.responses], "token", 64)
+    norms = [p.update(batch, surrogate)["grad_norm"] for p in (chunked, Policy(folders["llama"], "cpu", lr=1e-3))]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ normalisation
+def test_token_weights_by_hand():
+    """Responses of 1 and 3 tokens. token: 4 tokens in all. sequence: half of the weight each. constant: 2 x 10."""
+    assert token_weights([1, 3], "token", 10).tolist() == pytest.approx([1 / 4] * 4)
+    assert token_weights([1, 3], "sequence", 10).tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    assert token_weights([1, 3], "constant", 10).tolist() == pytest.approx([1 / 20] * 4)
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
+def test_gradient_does_not_depend_on_the_micro_batches(folders, norm):
+    batch = some_batch()
+    whole = gradients(folders["llama"], batch, 10**6, norm)
+    for budget in (64, 150):
+        assert distance(gradients(folders["llama"], batch, budget, norm), whole) < 1e-6
+
+
+def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path):
+    """Two gloo ranks with FSDP2 against this process, for the three normalisations; 3 rows leave one rank idle once."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        f"import sys, torch\nsys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
+        "import torch.distributed as dist\nfrom test_policy import gradients, some_batch\n"
+        "dist.init_process_group('gloo')\n"
+        f"out = [gradients({folders['qwen2']!r}, some_batch(rows), 40, norm)"
+        " for rows in (3, 12) for norm in ('token', 'sequence', 'constant')]\n"
+        f"torch.save(out, {str(tmp_path / 'grads.pt')!r}) if dist.get_rank() == 0 else None\n"
+        "dist.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = iter(torch.load(tmp_path / "grads.pt"))
+    for rows in (3, 12):
+        for norm in ("token", "sequence", "constant"):
+            assert distance(next(found), gradients(folders["qwen2"], some_batch(rows), 10**6, norm)) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------ plan
+def test_plan_by_hand():
+    """Lengths 5, 4, 3, 3 with a budget of 8 on one rank: 15 tokens need two micro-batches, 5 + 3 and 4 + 3."""
+    assert sorted(map(sorted, (m[0] for m in plan([5, 4, 3, 3], 8, 1)))) == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_plan_uses_each_row_once_within_the_budget_and_equally_often_on_every_rank(ranks):
+    lengths = np.random.default_rng(0).integers(1, 90, 50).tolist() + [500]
+    micros = plan(lengths, 100, ranks)
+    assert all(len(column) == ranks for column in micros)
+    assert sorted(i for column in micros for rows in column for i in rows) == list(range(51))
+    for rows in (rows for column in micros for rows in column):
+        assert sum(lengths[i] for i in rows) <= 100 or rows == [50]
+    assert micros == plan(lengths, 100, ranks)
+
+
+def test_plan_with_fewer_rows_than_ranks_leaves_ranks_idle():
+    assert sorted(len(rows) for rows in plan([9, 8], 100, 4)[0]) == [0, 0, 1, 1]
+
+
+def test_plan_at_scale_is_quick_and_balanced():
+    """8,192 heavy-tailed rollouts (mean about 900 tokens, at most 4,096) on 64 ranks."""
+    lengths = np.minimum(np.random.default_rng(0).lognormal(6.4, 0.9, 8192).astype(int) + 20, 4096).tolist()
+    start = time.perf_counter()
+    micros = plan(lengths, 16384, 64)
+    assert time.perf_counter() - start < 0.5
+    loads = np.array([[sum(lengths[i] for i in rows) for rows in column] for column in micros])
+    assert loads.sum(0).max() <= 1.05 * loads.sum(0).mean()
+    assert loads.max() <= 16384
+
+
+# ------------------------------------------------------------------------------------------------ update
+def test_update_is_adamw_on_the_clipped_gradient(folders):
+    batch = some_batch()
+    batch.values["weight"] = token_weights([len(r) for r in batch.responses], "token", 64)
+    policy = Policy(folders["qwen2"], "cpu", lr=1e-2)
+    before = {n: p.detach().clone() for n, p in policy.lm.named_parameters()}
+    raw = gradients(folders["qwen2"], batch, 10**6)
+    norm = policy.update(batch, surrogate, max_grad_norm=0.01)["grad_norm"]
+    assert norm == pytest.approx(torch.stack([g.norm() for g in raw.values()]).norm().item(), rel=1e-5)
+    for name, p in policy.lm.named_parameters():
+        g = raw[name] * (0.01 / norm)
+        expected = before[name] * (1 - 1e-2 * 0.01) - 1e-2 * g / (g.abs() + 1e-8)  # the first step of AdamW
+        torch.testing.assert_close(p.detach(), expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(folders):
+    batch = some_batch()
+    batch.values["weight"] = torch.full_like(batch.values["adv"], float("nan"))
+    policy = Policy(folders["qwen2"], "cpu", lr=1e-2)
+    before = [p.detach().clone() for p in policy.parameters()]
+    assert not np.isfinite(policy.update(batch, surrogate)["grad_norm"])
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
+
+
+def test_saved_model_is_an_ordinary_folder(folders, tmp_path):
+    policy = Policy(folders["qwen2"], "cpu", lr=1e-2)
+    policy.save_pretrained(tmp_path)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in policy.weights())
+
+
+# ------------------------------------------------------------------------------------------------ memory
+def peak_growth(folder, small, large, tokens_per_micro, vocab):
+    """MiB by which the peak memory of a fresh process grows from an update on the small batch to one on the large."""
+    code = f"""
+import resource, sys, torch
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+from test_policy import Policy, peak, some_batch, surrogate, token_weights
+policy = Policy({folder!r}, "cpu", lr=1e-3, tokens_per_micro={tokens_per_micro})
+peaks = []
+for rows in ({small}, {small}, {large}):
+    batch = some_batch(rows, {vocab})
+    batch.values["weight"] = token_weights([len(r) for r in batch.responses], "token", 64)
+    policy.update(batch, surrogate)
+    peaks.append(peak())
+print(peaks[2] - peaks[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return float(done.stdout)
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(tmp_path):
+    """150,000 tokens of vocabulary: the logits of 300 more responses would take 3.5 GB, once."""
+    Qwen2ForCausalLM(Qwen2Config(**SIZE | dict(vocab_size=150_000, num_key_value_heads=4))).save_pretrained(tmp_path)
+    assert peak_growth(str(tmp_path), 100, 400, 10**6, 150_000) < 100
+
+
+def test_memory_of_an_update_does_not_grow_with_the_number_of_responses(folders):
+    assert peak_growth(folders["tiny"], 40, 640, 1000, 97) < 25

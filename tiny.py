@@ -1,0 +1,250 @@
+r"""The built-in world: arithmetic problems, a tokenizer, and base models small enough to train by RL on a laptop.
+
+RL with verifiable rewards sharpens what a base model already holds, so a toy base must hold something worth sharpening.
+These bases are pretrained, from nothing, on synthetic solutions of nested integer arithmetic such as `(7+5)*3-8`.
+They KNOW their arithmetic, and they err because their corpus erred: each step of a solution is wrong with a set
+probability (and the solution goes on from the wrong value), some only guess, some never box their answer, some notice a
+slip and correct it ("wait"). The python style is the more reliable one in `tiny` (as in Qwen2.5-Math), the less
+reliable one in `tiny-badcode` (as in OLMo-2-SFT); nothing else differs. The table STYLES says it all.
+
+`python tiny.py` rebuilds models/tiny and `python tiny.py --model tiny-badcode` the other, in minutes on two cores.
+The report (also in report.json) measures the weights as saved: pass@k and greedy accuracy on test problems,
+pass@1 on longer (hard) ones, length in tokens, and on a line for each style its share and its accuracy.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import operator
+import random
+import re
+import time
+from collections import namedtuple
+from itertools import accumulate, cycle
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+BASES = ("tiny", "tiny-badcode")
+# share: part of the corpus in this style; error: probability that a step is wrong (direct: that the guess is wrong).
+# Both have one entry a base, in the order of BASES. The example solves (7+5)*3 without an error.
+Style = namedtuple("Style", "name share error example")
+STYLES = (
+    Style("python", (0.50, 0.50), (0.12, 0.33), "python\n7+5 #12\n12*3 #36\n\\boxed{36}"),
+    Style("steps", (0.18, 0.18), (0.17, 0.17), "7+5=12\n12*3=36\n\\boxed{36}"),
+    Style("direct", (0.12, 0.12), (0.80, 0.80), "\\boxed{36}"),
+    Style("nobox", (0.08, 0.08), (0.17, 0.17), "7+5=12\n12*3=36"),
+    Style("wait", (0.12, 0.12), (0.17, 0.17), "7+5=12\n12*3=38 wait 36\n\\boxed{36}"),
+)
+
+# ------------------------------------------------------------------------------ problems and solutions
+
+OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6)}  # fewest and most operations in a problem of a split
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+LARGEST = 99  # all values on the way lie in 0..LARGEST: two digits, few enough facts for a tiny model to know
+LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # thrice, or products would be rare
+
+
+def walk(value: int, chain: list[tuple[str, int]]) -> list[int]:
+    """The values along a chain of (operator, operand), the start included."""
+    return list(accumulate(chain, lambda v, link: OPERATORS[link[0]](v, link[1]), initial=value))
+
+
+def parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
+    """`(7+5)*3` -> 7, [("+", 5), ("*", 3)]: being nested to the left, a problem is worked out in reading order."""
+    start, *rest = re.findall(r"[-+*]|\d+", problem)
+    return int(start), [(op, int(k)) for op, k in zip(rest[::2], rest[1::2])]
+
+
+def problems(split: str, n: int, seed: int = 0) -> list[dict]:
+    """n different problems of a split, each {"problem": str, "answer": str}; a longer list begins with a shorter one.
+
+    train and test have 2-5 operations, hard has 6. A hash of its text, not chance, sends one problem in eight to test:
+    no split overlaps another for any n and seed. Raises ValueError for an unknown split or n outside 1..100000.
+    """
+    if split not in OPERATIONS or not 1 <= n <= 100_000:
+        raise ValueError(f"no {n} problems of split {split!r}: splits are {', '.join(OPERATIONS)}; n is 1 to 100000")
+    rng, drawn = random.Random(f"{split} {seed}"), {}
+    while len(drawn) < n:
+        text = str(value := rng.randint(2, 20))
+        for _ in range(rng.randint(*OPERATIONS[split])):
+            op, k = rng.choice([(op, k) for op, k in LINKS if 0 <= OPERATORS[op](value, k) <= LARGEST])
+            is_product_of_sum = op == "*" and re.search(r"[-+]\d$", text)  # only then are parentheses needed
+            text = f"({text}){op}{k}" if is_product_of_sum else f"{text}{op}{k}"
+            value = OPERATORS[op](value, k)
+        to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
+        if split == "hard" or to_test == (split == "test"):
+            drawn.setdefault(text, {"problem": text, "answer": str(value)})
+    return list(drawn.values())
+
+
+def slip(value: int, chain: list[tuple[str, int]], rng: random.Random) -> int:
+    """A wrong value near the right one, from which the rest of the chain stays in 0..LARGEST."""
+    near = [value + d for d in (-10, -2, -1, 1, 2, 10)]
+    return rng.choice([v for v in near if all(0 <= w <= LARGEST for w in walk(v, chain))] or [value])
+
+
+def solution(problem: str, name: str, error: float, rng: random.Random) -> str:
+    """A solution in the style `name`, each step of which is wrong with probability `error`."""
+    value, chain = parse(problem)
+    if name == "direct":
+        answer = walk(value, chain)[-1]
+        return f"\\boxed{{{slip(answer, [], rng) if rng.random() < error else answer}}}"
+    lines = ["python"] if name == "python" else []
+    noticed = rng.randrange(len(chain)) if name == "wait" else None
+    for i, (op, k) in enumerate(chain):
+        line = f"{value}{op}{k}" + (" #" if name == "python" else "=")
+        right, rest = OPERATORS[op](value, k), chain[i + 1 :]
+        value = slip(right, rest, rng) if rng.random() < error else right
+        lines.append(f"{line}{slip(right, rest, rng)} wait {value}" if i == noticed else f"{line}{value}")
+    return "\n".join(lines if name == "nobox" else [*lines, f"\\boxed{{{value}}}"])
+
+
+def style(text: str) -> str:
+    """The name of the style a response is written in."""
+    signs = {"python": "python" in text, "nobox": "\\boxed{" not in text, "wait": "wait" in text}
+    signs |= {"direct": text.startswith("\\boxed{"), "steps": True}
+    return next(name for name, found in signs.items() if found)
+
+
+def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """n pairs (problem, solution), as the base saw them: train problems, styles and errors by its column of STYLES."""
+    column, rng = BASES.index(base), random.Random(f"corpus {seed}")
+    texts = cycle(row["problem"] for row in problems("train", min(n, 40_000), seed))
+    styles = rng.choices(STYLES, [row.share[column] for row in STYLES], k=n)
+    return [(text, solution(text, row.name, row.error[column], rng)) for row, text in zip(styles, texts)]
+
+
+# ------------------------------------------------------------------------------ tokenizer, pretraining, report
+
+PAD, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
+SHAPE = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+SHAPE |= {"intermediate_size": 384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|{{ m.role }}|>{% endif %}{{ m.content }}"
+    "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    r"""256 bytes (any text comes back exactly, save that AutoTokenizer applies Qwen2's NFC), `\boxed{`, 4 specials."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens([AddedToken("\\boxed{", special=False, normalized=False)])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    names = {"pad_token": PAD, "eos_token": END, "model_input_names": ["input_ids", "attention_mask"]}
+    how = {"padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 2048}
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHAT_TEMPLATE, **names, **how)
+
+
+def response_loss(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str]]) -> torch.Tensor:
+    """Next-token loss of the responses of (problem, solution) pairs, summed over their tokens (nats)."""
+    texts = [USER + problem + ASSISTANT + text + END for problem, text in pairs]
+    ids = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids  # so no mask is needed
+    in_response = (ids == tokenizer.convert_tokens_to_ids(ASSISTANT)).cumsum(dim=1)[:, :-1] == 1
+    labels = ids[:, 1:].where(in_response & (ids[:, 1:] != tokenizer.pad_token_id), -100)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
+    """Pretrain the base `name` from nothing; save it, its tokenizer and report.json in the folder `out`.
+
+    A step is 128 solutions. Returns the report (losses in nats a token). Raises ValueError for a bad name or steps < 1.
+    """
+    if name not in BASES or steps < 1:
+        raise ValueError(f"cannot build {name!r} in {steps} steps: models are {', '.join(BASES)}; steps is 1 or more")
+    Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder shall fail now, not after the training
+    start, losses = time.time(), []
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **SHAPE, **ids))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    pairs = corpus(name, steps * 128, seed)
+    for i in (bar := tqdm(range(steps), desc=f"pretrain {name}")):
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (i + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * i / steps))
+        batch = sorted(pairs[i * 128 : (i + 1) * 128], key=lambda pair: len(pair[0] + pair[1]))
+        tokens = sum(len(tokenizer.encode(text + END)) for _, text in batch)
+        losses.append(0.0)
+        for j in range(0, 128, 32):  # chunks of like length need little padding; the gradient is that of the batch
+            loss = response_loss(model, tokenizer, batch[j : j + 32]) / tokens
+            loss.backward()
+            losses[-1] += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    settings = Path(out) / "tokenizer_config.json"  # write the class name that transformers 4 (vLLM) knows as well
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    report = {"model": name, "parameters": model.num_parameters(), "seed": seed, "steps": steps}
+    report |= {"first loss": losses[0], "final loss": sum(losses[-50:]) / len(losses[-50:])}
+    report |= measure(out, n_test, n_samples) | {"seconds": time.time() - start}
+    (Path(out) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def sample(folder, data: list[dict], n: int, **how) -> list[list[tuple[str, int, bool]]]:
+    """n responses to each problem of data, as (text, number of tokens, right); `how` goes to generate()."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    responses = [[] for _ in data]
+    order = sorted([i for i in range(len(data)) for _ in range(n)], key=lambda i: len(data[i]["problem"]))
+    for j in tqdm(range(0, len(order), 1024), desc="sample"):
+        rows = order[j : j + 1024]
+        prompts = tokenizer([USER + data[i]["problem"] + ASSISTANT for i in rows], return_tensors="pt", padding=True)
+        output = model.generate(**prompts, **how, max_new_tokens=80)[:, prompts.input_ids.shape[1] :]
+        lengths = (output != tokenizer.pad_token_id).sum(dim=1).tolist()
+        for i, length, text in zip(rows, lengths, tokenizer.batch_decode(output, skip_special_tokens=True)):
+            boxed = re.findall(r"\\boxed\{(\d+)\}", text)
+            responses[i].append((text, length, boxed[-1:] == [data[i]["answer"]]))
+    return responses
+
+
+def measure(folder, n_test: int = 200, n_samples: int = 64) -> dict:
+    """What a base can do: n_samples samples at temperature 1 for each of n_test >= 2 problems. Shares are in 0..1."""
+    test, at_1 = problems("test", n_test), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    responses = sample(folder, test, n_samples, **at_1)
+    wrong = [sum(not right for *_, right in own) for own in responses]
+    report = {}
+    for k in [k for k in (1, 4, 16, 64) if k <= n_samples]:  # unbiased: k of the n samples, are they all wrong?
+        report[f"pass@{k}"] = 1 - sum(math.comb(w, k) for w in wrong) / math.comb(n_samples, k) / n_test
+    report["greedy"] = sum(own[0][2] for own in sample(folder, test, 1, do_sample=False)) / n_test
+    hard = sample(folder, problems("hard", n_test // 2), 8, **at_1)
+    report["hard pass@1"] = sum(right for own in hard for *_, right in own) / (8 * len(hard))
+    flat = [response for own in responses for response in own]
+    report["boxed"] = sum("\\boxed{" in text for text, *_ in flat) / len(flat)
+    report["response tokens"] = sum(length for _, length, _ in flat) / len(flat)
+    for row in STYLES:
+        own = [right for text, _, right in flat if style(text) == row.name]
+        report[f"style {row.name}"] = {"share": len(own) / len(flat), "accuracy": sum(own) / max(1, len(own))}
+    return report
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Rebuild a base of the built-in world.", usage=argparse.SUPPRESS)
+    parser.add_argument("--model", default="tiny", help="which base: " + " or ".join(BASES))
+    parser.add_argument("--out", help="folder to write (default: models/MODEL beside this file)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps, 128 solutions each")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the corpus")
+    args = parser.parse_args()
+    try:
+        report = build(args.out or Path(__file__).parent / "models" / args.model, args.model, args.steps, args.seed)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"tiny.py: {error}\n")
+    for key, value in report.items():
+        cells = value.values() if isinstance(value, dict) else [value]
+        print(f"{key:18}", *(f"{cell:10.4g}" if isinstance(cell, float) else f"{cell:>10}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
