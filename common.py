@@ -1,8 +1,6 @@
-"""The small shared module: config -> ratio and clipping -> run, which holds the verbs of every algorithm's loop.
-
-The trainable model is in policy.py, problems, prompts and samplers are in rollout.py, grading is in verify.py and the
-built-in world in tiny.py. A reader of the algorithms needs this file alone; scripts reach everything through it.
-"""
+"""The small shared module: config, ratio and clipping, and the run, whose methods are the verbs of every loop.
+Scripts reach everything through it. Below it: policy.py (the trainable model), rollout.py (problems, prompts,
+samplers), verify.py (grading), tiny.py (the built-in world). A reader of the algorithms needs this file alone."""
 
 import argparse
 import difflib
@@ -13,13 +11,12 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while waiting crawl on a shared core
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: where a core is shared, threads that spin crawl
 
 import numpy as np
 import torch
@@ -27,8 +24,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plot
-from policy import Batch, Policy, all_reduce, rank, start_processes, token_weights
-from rollout import Rollouts, TorchSampler, draw, generate, grade, load_data
+from policy import Batch, Policy, all_reduce, rank, start_processes
+from rollout import Rollouts, TorchSampler, draw, generate, grade, load_data, split
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -80,7 +77,7 @@ class Config:
     tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)")
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: the memory knob of training")
     sampler: Literal["auto", "hf"] = arg("auto", "hf: plain torch with a KV cache; auto: the best one installed")
-    eval_data: str = arg("", "problems to evaluate on: tiny, tiny-hard, or as --data (empty: no evaluation)")
+    eval_data: str = arg("", "problems to evaluate on: tiny-test, tiny-hard, or as --data (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation")
     eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)")
     save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)")
@@ -90,38 +87,31 @@ class Config:
 
 
 # alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
-_TINY = dict(data="tiny", eval_data="tiny", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
+_TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
              max_new_tokens=64, tokens_per_micro=4096)  # fmt: skip
+_COT = dict(template="cot")
 _MATH = dict(template="qwen-math", max_new_tokens=3072)  # with 1,024 prompt tokens this fills the context of 4,096
 MODELS = {
     "tiny": (str(Path(__file__).parent / "models/tiny"), _TINY),
     "tiny-badcode": (str(Path(__file__).parent / "models/tiny-badcode"), _TINY),
-    "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", _MATH),
-    "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", _MATH),
-    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", dict(template="cot")),
-    "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", dict(template="cot")),
-    "qwen2.5-3b": ("Qwen/Qwen2.5-3B", dict(template="cot")),
-    "qwen2.5-7b": ("Qwen/Qwen2.5-7B", dict(template="cot")),
-    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", dict(template="cot")),
-    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", dict(template="cot")),
+    **{f"qwen2.5-math-{size}": (f"Qwen/Qwen2.5-Math-{size.upper()}", _MATH) for size in ("1.5b", "7b")},
+    **{f"qwen2.5-{size}": (f"Qwen/Qwen2.5-{size.upper()}", _COT) for size in ("0.5b", "1.5b", "3b", "7b")},
+    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", _COT),
+    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", _COT),
     "olmo-2-7b": ("allenai/OLMo-2-1124-7B", dict(template="plain", max_new_tokens=3072)),
-    "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", dict(template="cot", max_new_tokens=8192)),
-    "r1-distill-qwen-7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", dict(template="cot", max_new_tokens=8192)),
+    "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", _COT | dict(max_new_tokens=8192)),
+    "r1-distill-qwen-7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", _COT | dict(max_new_tokens=8192)),
 }
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """--help shows the script's docstring as it stands, and every default."""
 
 
 def parse(config_class, doc: str, argv: list[str] | None = None):
     """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags."""
-    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=_Help)
+    style = type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
+    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=style)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chosen.add_argument("--model", default="tiny")
-    parser.set_defaults(**MODELS.get(chosen.parse_known_args(argv)[0].model, (None, {}))[1])
+    model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
+    parser.set_defaults(**MODELS.get(model, (None, {}))[1])
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
@@ -149,7 +139,7 @@ def clipped_loss(new, old, adv, cfg):
 
 
 def clip_stats(new, old, adv, sampler, cfg) -> dict:
-    """Sums over tokens: where the clip binds from below and above, as PPO counts it, and |new - sampler|; ratio_max."""
+    """Sums over tokens of where the clip binds, as PPO counts it, and of |new - sampler|; and the largest ratio."""
     ratio = torch.exp(new - old)
     low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
     return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum(),
@@ -157,7 +147,7 @@ def clip_stats(new, old, adv, sampler, cfg) -> dict:
 
 
 def kl_k3(logprob, ref):
-    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 with d = ref - logprob; never negative."""
+    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 >= 0 with d = ref - logprob."""
     d = (ref - logprob).clamp(-10, 10)
     return d.exp() - d - 1
 
@@ -169,13 +159,16 @@ METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip
 
 
 def trackers(cfg) -> list:
-    """Functions (metrics, step) that log to the services that were asked for."""
+    """Functions of (metrics, step) that log to the services asked for."""
     logs = []
-    if cfg.tensorboard:
-        board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(cfg.out)
-        logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
-    if cfg.wandb:
-        logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
+    try:
+        if cfg.tensorboard:
+            board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(cfg.out)
+            logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
+        if cfg.wandb:
+            logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
+    except ImportError as error:
+        fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
     return logs
 
 
@@ -184,7 +177,8 @@ class Run:
     algorithm), old_logprobs, minibatches and update, log, evaluate, save; and finish after the last step."""
 
     def __init__(self, cfg):
-        self.cfg, self.step, self.drawn, self.failures, self.stop, self.metrics = cfg, 0, 0, 0, False, {}
+        self.cfg, self.step, self.drawn, self.failures = cfg, 0, 0, 0
+        self.metrics, self.stop, self.evaluated = {}, False, None
         device, source = start_processes(), MODELS.get(cfg.model, (cfg.model,))[0]
         try:
             if "/" not in source and not Path(source).is_dir():
@@ -196,10 +190,13 @@ class Run:
             fail(f"--model {cfg.model}: {str(error).splitlines()[0]}; {hint}")
         context = getattr(config, "max_position_embeddings", math.inf)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
-            fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} is more than the "
+            fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
-        self.problems = self._load(cfg.data, cfg.limit)
-        self.tests = self._load(cfg.eval_data, cfg.eval_problems) if cfg.eval_data else []
+        try:
+            self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
+            self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
+        except (OSError, ValueError) as error:
+            fail(str(error).splitlines()[0])
         shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
         self.policy = Policy(source, device, lr=cfg.lr, **shape)
         self.reference = Policy(source, device, **shape) if cfg.reference or cfg.kl_coef else None
@@ -209,20 +206,11 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
 
-    def _load(self, name, limit):
-        try:
-            problems, dropped = load_data(name, self.cfg.template, self.tokenizer, self.cfg.max_prompt_tokens, limit)
-        except (OSError, ValueError) as error:
-            fail(f"data {name}: {str(error).splitlines()[0]}")
-        for reason, count in dropped.items():
-            say(f"{name}: left out {count:,} rows {reason}")
-        return problems
-
     def _leave(self, number, frame):
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
-        say(f"{signal.Signals(number).name}: saving and leaving after this step (once more: leaving at once)")
+        say(f"{signal.Signals(number).name}: leaving after this step; --resume continues (once more: leaving at once)")
 
     def _open(self):
         """The output folder: a new one (an earlier run's is moved aside), or the one that --resume continues."""
@@ -244,17 +232,14 @@ class Run:
                 say(f"{cfg.out} holds an earlier run, which is {self.folder.rename(spare)} from now on")
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.json").write_text(json.dumps(vars(cfg), indent=1))
-            for name in ("metrics.jsonl", "samples.jsonl"):  # cut back to the checkpoint
-                file, cut = self.folder / name, self.folder / (name + ".cut")
+            for file in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):  # cut back to the checkpoint
                 lines = file.read_text().splitlines(True) if self.step and file.exists() else []
-                cut.write_text("".join(x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= self.step))
-                cut.rename(file)
-        try:
-            self.trackers = trackers(cfg) if rank() == 0 else []
-        except ImportError as error:
-            fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
-        say(textwrap.fill("  ".join(f"{k}={v}" for k, v in vars(cfg).items()), 118))
-        say(f"first prompt: {self.problems[0]['text']!r}\n")
+                lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= self.step]
+                file.with_suffix(".cut").write_text("".join(lines))
+                file.with_suffix(".cut").rename(file)
+        self.trackers = trackers(cfg) if rank() == 0 else []
+        say(" ".join(f"{name}={value}" for name, value in vars(cfg).items()))
+        say(f"first prompt: {self.problems[0]['text']!r}")
 
     def _write(self, name: str, row: dict):
         if rank() == 0:
@@ -269,15 +254,15 @@ class Run:
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
-        cfg = self.cfg
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
-        with tqdm(total=cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
-            while self.step < cfg.steps:
-                self.step, self.clock, self.began = self.step + 1, time.perf_counter(), time.perf_counter()
-                self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0, lr=cfg.lr)
-                torch.manual_seed((cfg.seed << 32) + self.step)  # so that a resumed run draws what this one would
+        with tqdm(total=self.cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
+            while self.step < self.cfg.steps:
+                self.step, self.began = self.step + 1, time.perf_counter()
+                self.clock, self.metrics = self.began, dict.fromkeys(METRICS) | dict(skipped_updates=0, lr=self.cfg.lr)
+                self.metrics["step"] = self.step
+                torch.manual_seed((self.cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
                 yield self.step
                 self.bar.update()
 
@@ -290,9 +275,7 @@ class Run:
         """Responses to the next prompts of the data, added to those of `more`; the whole batch, on every rank."""
         cfg, first = self.cfg, self.drawn
         problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
-        responses = generate(
-            self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg.max_new_tokens, cfg.temperature
-        )
+        responses = generate(self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
         self.drawn += cfg.prompts_per_step
         self._lap("time_sample")
         return Rollouts(more.problems + problems, more.responses + responses) if more else Rollouts(problems, responses)
@@ -304,43 +287,26 @@ class Run:
         return rollouts.correct.clone()
 
     def old_logprobs(self, rollouts: Rollouts):
-        """Add the logprobs `old` of the policy as it is now, and `ref` of the reference, to the rollouts' values.
-
-        Where the sampler's are the policy's own (torch in fp32), a pass is saved; `mismatch` is then measured by the
-        first update, whose forward pass still sees the weights that sampled."""
+        """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's
+        are `old`, and save a pass; the first update, which still sees the weights that sampled, measures `mismatch`."""
         values = rollouts.batch.values
         if self.sampler.exact:
             values["old"] = values["sampler"]
         else:
             values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
-            self._check_mismatch((values["old"] - values["sampler"]).abs().mean().item())
+            self.metrics["mismatch"] = (values["old"] - values["sampler"]).abs().mean().item()
         if self.reference:
             values["ref"] = self.reference.logprobs(rollouts.batch)[0]
             self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
         self._lap("time_train")
 
-    def _check_mismatch(self, mismatch: float):
-        self.metrics["mismatch"] = mismatch
-        if mismatch > 0.05:
-            say(f"warning: step {self.step}: sampler and trainer differ by {mismatch:.3f} nats a token: stale weights?")
-
     def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor):
-        """The kept responses (adv, keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts.
-
-        A kept response that can't move the gradient counts in the normalisation but is not forwarded; an update without
-        any other is skipped and counted."""
-        cfg, batch, lengths = self.cfg, rollouts.batch, rollouts.lengths
-        rows, keep = np.arange(keep.numel()).reshape(keep.shape), keep.numpy()
-        moves = keep & ((adv != 0).numpy() | bool(cfg.kl_coef or cfg.entropy_coef))
-        batch.values["adv"] = adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
-        batch.values["weight"] = torch.zeros_like(batch.values["adv"])
-        self.metrics["kept"], self.kept_tokens = float(keep.mean()), int(lengths[rows[keep]].sum())
-        for share in np.array_split(np.flatnonzero(keep.any(1)), cfg.updates_per_step):
-            kept, moving = rows[share][keep[share]], rows[share][moves[share]]
-            if len(moving):
-                weights = token_weights(lengths[kept], cfg.loss_norm, cfg.max_new_tokens)
-                batch.values["weight"][batch.token_index(kept)] = weights
-                yield batch.select(moving)
+        """The kept responses (adv, keep: [P, n]) as one Batch an update; an update with none is skipped and counted."""
+        self.metrics["kept"] = keep.float().mean().item()
+        self.kept_tokens = rollouts.lengths[keep.flatten().numpy()].sum()
+        for batch in split(rollouts, adv, keep, self.cfg):
+            if batch.responses:
+                yield batch
             else:
                 self.metrics["skipped_updates"] += 1
 
@@ -368,22 +334,18 @@ class Run:
             return
         self.failures = 0
         if m["mismatch"] is None:
-            self._check_mismatch(stats["mismatch"] / int(batch.ends[-1]))
-        for name, share in dict(clip_low=self.kept_tokens, clip_high=self.kept_tokens,
-                                loss=cfg.updates_per_step, grad_norm=cfg.updates_per_step).items():  # fmt: skip
-            m[name] = (m[name] or 0) + stats[name] / share
+            m["mismatch"] = stats["mismatch"] / int(batch.ends[-1])
+        for name in ("clip_low", "clip_high", "loss", "grad_norm"):  # shares of the kept tokens; means over updates
+            m[name] = (m[name] or 0) + stats[name] / (self.kept_tokens if "clip" in name else cfg.updates_per_step)
         m["ratio_max"] = max(m["ratio_max"] or 0, stats["ratio_max"])
 
     def log(self, rollouts: Rollouts, rewards: torch.Tensor):
         """Complete the step's metrics, show the main ones on the bar, and write some rollouts to samples.jsonl."""
-        m, mean = self.metrics, lambda x: float(np.mean(np.array(x, dtype=float)))
-        m.update(reward=mean(rewards), accuracy=mean(rollouts.correct), boxed=mean(rollouts.boxed), verify_timeouts=0,
-                 all_correct=mean(rollouts.correct.all(1)), all_wrong=mean(~rollouts.correct.any(1)),
-                 length=mean(rollouts.lengths), truncated=1 - mean(rollouts.finished),
-                 entropy=mean(rollouts.batch.values["entropy"]),
-                 tokens_per_second=rollouts.lengths.sum() / (time.perf_counter() - self.began))  # fmt: skip
-        shown = {k: m[k] for k in ("reward", "accuracy", "entropy", "kl", "length") if m[k] is not None}
-        self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+        m, seconds = self.metrics, time.perf_counter() - self.began
+        m.update(rollouts.stats(), reward=rewards.mean().item(), tokens_per_second=rollouts.lengths.sum() / seconds)
+        if (m["mismatch"] or 0) > 0.05:
+            say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
+        self.bar.set_postfix({k: f"{m[k]:.3g}" for k in "reward accuracy entropy kl length".split() if m[k] is not None})
         for row in range(min(4, len(rollouts.lengths))):
             reward = rewards.flatten()[row].item()
             self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
@@ -393,8 +355,7 @@ class Run:
         cfg = self.cfg
         if self.tests and (self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0):
             self.sampler.sync(self.policy)
-            responses = generate(self.sampler, self.tests, 4, 0, cfg.seed + 2**40, cfg.max_new_tokens, cfg.temperature)
-            self.evaluated = Rollouts(self.tests, responses)
+            self.evaluated = Rollouts(self.tests, generate(self.sampler, self.tests, 4, 0, cfg.seed + 2**40, cfg))
             grade(self.evaluated, self.tokenizer)
             self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
             say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, 4 responses each")
@@ -408,12 +369,13 @@ class Run:
         if self.stop or self.step == self.cfg.steps or self.cfg.save_every and self.step % self.cfg.save_every == 0:
             self._checkpoint(self.folder / f"step_{self.step:06d}", trainer=True)
         if self.stop:
-            say(f"stopped after step {self.step}; --resume continues from there")
             raise SystemExit(0)
 
     def _checkpoint(self, folder: Path, trainer: bool):
         """A model folder (with the trainer's state); written under another name and renamed once it is complete."""
         partial = folder.with_name(folder.name + ".tmp")
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
         self.policy.save_pretrained(partial)
         if trainer:
             self.policy.save_state(partial / "trainer")
@@ -429,12 +391,9 @@ class Run:
         self._checkpoint(self.folder / "final", trainer=False)
         if rank() == 0:
             plot.draw([out], out + "/curves.png")
-            if self.tests:
-                for row in (0, 4):
-                    say("\n" + "\n".join(f"{k}: {x}" for k, x in self.evaluated.show(row, self.tokenizer).items()))
-                rows = [json.loads(line) for line in open(self.folder / "metrics.jsonl")]
-                before, after = ([r["eval_accuracy"] for r in rows if r["eval_accuracy"] is not None][i] for i in (0, -1))
-                say(f"\naccuracy on {len(self.tests)} test problems: {before:.1%} before, {after:.1%} after training")
+            for row in (0, 4) if self.evaluated else ():
+                say("\n".join(f"{k}: {x}" for k, x in self.evaluated.show(row, self.tokenizer).items()) + "\n")
+            rows = [json.loads(line) for line in open(self.folder / "metrics.jsonl")]
+            if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:
+                say(f"accuracy on {len(self.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
             say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
-        if dist.is_initialized():
-            dist.destroy_process_group()

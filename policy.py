@@ -5,14 +5,15 @@ A reader of the algorithms does not need this file; it is for whoever asks where
   chunks   the vocabulary's logits exist for a chunk of tokens at a time, never for the whole micro-batch
   shards   under torchrun the parameters, gradients and optimizer state are split over the ranks (FSDP2)
   plan     every rank computes the same token-balanced micro-batches and takes its own column
-  update   loss = sum over tokens of weight x token loss; the weights come from the global batch, so neither
-           the micro-batches nor the number of ranks change the gradient
+  update   the weights of the token losses come from the global batch: micro-batches and ranks don't change a gradient
 """
 
+import atexit
 import heapq
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,9 +26,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process
 if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
     sys.modules["torchvision"] = sys.modules["torchaudio"] = None
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM  
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
 
 def world() -> int:
@@ -49,6 +51,8 @@ def start_processes() -> str:
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
     return "cuda" if cuda else "cpu"
 
 
@@ -111,7 +115,7 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
         micros = max(micros + 1, math.ceil(micros * 1.02))
     by_load = sorted(range(len(bins)), key=lambda b: -loads[b])  # bins of like load run at the same time
     rows = [[bins[b] for b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
-    return [column[::-1] if m % 2 else column for m, column in enumerate(rows)]  # and ranks alternate in the larger ones
+    return [column[::-1] if m % 2 else column for m, column in enumerate(rows)]  # and the ranks take turns
 
 
 def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
@@ -137,8 +141,7 @@ class Pack:
         # The token at position p is predicted by the hidden state at p - 1; prompt tokens are predicted by nobody.
         at = np.concatenate([np.arange(s + p - 1, e - 1) for s, p, e in zip(starts, prompts, ends)])
         tensor = lambda x: torch.from_numpy(x).to(device)
-        self.ids, self.positions, self.at, self.targets = tensor(ids[None]), tensor(positions[None]), tensor(at), None
-        self.targets = self.ids[0, self.at + 1]
+        self.ids, self.positions, self.at, self.targets = map(tensor, (ids[None], positions[None], at, ids[at + 1]))
         self.cu_seqlens = tensor(np.concatenate([[0], ends]).astype(np.int32))
         self.max_length = int(lengths.max())
         self.groups = self._padded(lengths, starts) if torch.device(device).type == "cpu" else None
@@ -313,9 +316,9 @@ class Policy(nn.Module):
             nn.utils.clip_grads_with_norm_(self.parameters(), max_grad_norm, norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        sums = all_reduce(torch.stack(list(totals.values())).double().cpu()).tolist()
-        peaks = all_reduce(torch.stack(list(maxima.values())).double().cpu(), dist.ReduceOp.MAX).tolist() if maxima else []
-        return dict(zip([*totals, *maxima], sums + peaks), grad_norm=norm.item())
+        flat = lambda x: torch.tensor([float(value) for value in x.values()], dtype=torch.float64)
+        sums, peaks = all_reduce(flat(totals)), all_reduce(flat(maxima), dist.ReduceOp.MAX)
+        return dict(zip([*totals, *maxima], [*sums.tolist(), *peaks.tolist()]), grad_norm=norm.item())
 
     # -------------------------------------------------------------------------------------------- weights and files
     def weights(self):
@@ -338,11 +341,11 @@ class Policy(nn.Module):
     def save_state(self, folder):
         """Masters and optimizer, each rank its own shard; can be loaded with another number of ranks."""
         model, optimizer = get_state_dict(self, self.optimizer)
-        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder, no_dist=world() == 1)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
 
     def load_state(self, folder):
         """The inverse of save_state, exact to the bit. Raises when the folder is broken."""
         model, optimizer = get_state_dict(self, self.optimizer)
         state = {"model": model, "optimizer": optimizer}
-        dcp.load(state, checkpoint_id=folder, no_dist=world() == 1)
+        dcp.load(state, checkpoint_id=folder)
         set_state_dict(self, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import tiny
-from policy import Batch, rank, world  # before transformers, whose import it prepares
+from policy import Batch, rank, token_weights, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from verify import gold_answer, last_boxed, verify_all
 
@@ -33,6 +33,13 @@ TEMPLATES = {
     "chat": (None, "{problem}"),
     "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
     "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
+}
+DATA = {  # alias: arguments of datasets.load_dataset
+    "numina-math": ("ScaleML-RLHF/numina_math",),
+    "math": ("DigitalLearningGmbH/MATH-lighteval",),
+    "gsm8k": ("openai/gsm8k", "main"),
+    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset",),
+    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k",),
 }
 
 
@@ -50,37 +57,38 @@ def read_rows(name: str):
     """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
     if name in ("tiny", "tiny-test", "tiny-hard"):
         split = name.partition("-")[2] or "train"
-        yield from enumerate(tiny.problems(split, 20_000 if split == "train" else 1_000))
+        yield from enumerate(tiny.problems(split, 10_000 if split == "train" else 1_000))
     elif name.endswith(".jsonl"):
         with open(name, encoding="utf-8") as file:
             for place, line in enumerate(file, 1):
                 try:
                     yield place, json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"row {place} is not JSON ({error}); mend or remove it") from None
+                    raise ValueError(f"data {name}: row {place} is not JSON ({error}); mend or remove it") from None
     else:
         import datasets  # here, because the import takes a second
 
         kind = Path(name).suffix[1:] if name.endswith((".csv", ".parquet")) else ""
-        source = datasets.load_dataset(kind, data_files=name) if kind else datasets.load_dataset(name)
+        source = [kind] if kind else DATA.get(name, [name])
+        source = datasets.load_dataset(*source, data_files=name if kind else None)
         yield from enumerate(source["train"], 1)
 
 
-def load_data(name: str, template: str, tokenizer, longest: int, limit: int = 0):
-    """Problems as dicts with problem, answer (gold), text (the prompt) and prompt (its token ids); limit 0: all of them.
+def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
+    """Problems as dicts with problem, answer (gold), text (the prompt) and prompt (its token ids); limit 0: all.
 
-    Rows without a usable answer and rows whose prompt is over `longest` tokens are left out; the second result counts
-    them. Raises OSError or ValueError: one line that says what is wrong where."""
-    problems, dropped = [], Counter()
-    special = isinstance(TEMPLATES.get(template, ""), str)  # a chat template writes its own special tokens
-    for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False):
+    Rows without a usable answer and rows whose prompt is over cfg.max_prompt_tokens are dropped and counted. Raises
+    OSError or ValueError: one line that says what is wrong where."""
+    problems, dropped, longest = [], Counter(), cfg.max_prompt_tokens
+    special = isinstance(TEMPLATES.get(cfg.template, ""), str)  # a chat template writes its own special tokens
+    for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
         problem = next((row[k] for k in ("problem", "question", "prompt") if k in row), None)
         answer = next((row[k] for k in ("answer", "final_answer", "solution") if k in row), None)
         if problem is None or answer is None:
-            raise ValueError(f"row {place} has the columns {sorted(row)}; it needs problem (or question, prompt) and "
-                             "answer (or final_answer, solution)")  # fmt: skip
-        text, answer = render(str(problem), template, tokenizer), gold_answer(answer)
+            raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
+                             "prompt) and answer (or final_answer, solution)")  # fmt: skip
+        text, answer = render(str(problem), cfg.template, tokenizer), gold_answer(answer)
         prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
         if answer and len(prompt) <= longest:
             problems.append(dict(problem=problem, answer=answer, text=text, prompt=prompt))
@@ -89,8 +97,10 @@ def load_data(name: str, template: str, tokenizer, longest: int, limit: int = 0)
         if len(problems) == limit > 0:
             break
     if not problems:
-        raise ValueError(f"no usable problem in it ({dropped.total()} rows dropped)")
-    return problems, dropped
+        raise ValueError(f"data {name}: no usable problem in it ({dropped.total()} rows dropped)")
+    for reason, count in dropped.items() if rank() == 0 else ():
+        print(f"{name}: dropped {count:,} rows {reason}")
+    return problems
 
 
 def draw(problems: list[dict], first: int, count: int, seed: int) -> list[dict]:
@@ -236,6 +246,14 @@ class Rollouts:
         values = dict(zip(("sampler", "entropy"), (torch.from_numpy(np.concatenate(x)) for x in (logprobs, entropies))))
         self.batch = Batch([p["prompt"] for p in problems for _ in range(self.n)], list(ids), values)
 
+    def stats(self) -> dict:
+        """Means over all sampled responses, whatever is kept of them."""
+        mean = lambda x: float(np.mean(np.array(x, dtype=float)))
+        right, entropy = self.correct, self.batch.values["entropy"]
+        return dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
+                    boxed=mean(self.boxed), length=mean(self.lengths), truncated=1 - mean(self.finished),
+                    entropy=mean(entropy), verify_timeouts=0)  # fmt: skip
+
     def show(self, row: int, tokenizer) -> dict:
         """One rollout in words."""
         problem, text = self.problems[row // self.n], tokenizer.decode(self.batch.responses[row])
@@ -243,11 +261,11 @@ class Rollouts:
                     correct=bool(self.correct.flatten()[row]), finished=self.finished[row])  # fmt: skip
 
 
-def generate(sampler, problems: list[dict], n: int, first: int, seed: int, max_new_tokens: int, temperature: float):
+def generate(sampler, problems: list[dict], n: int, first: int, seed: int, cfg) -> list[tuple]:
     """n responses to each problem, the first of which is number `first` of the run; each rank samples its share."""
     mine = range(rank(), len(problems), world())
     prompts, numbers = [problems[i]["prompt"] for i in mine], [first + i for i in mine]
-    own = sampler.sample(prompts, n, numbers, seed, max_new_tokens, temperature, quiet=rank() > 0)
+    own = sampler.sample(prompts, n, numbers, seed, cfg.max_new_tokens, cfg.temperature, quiet=rank() > 0)
     groups = gather([own[i : i + n] for i in range(0, len(own), n)], len(problems))
     return [response for group in groups for response in group]
 
@@ -259,3 +277,21 @@ def grade(rollouts: Rollouts, tokenizer):
     right = verify_all([(text, rollouts.problems[i // rollouts.n]["answer"]) for text, i in zip(texts, mine)])
     graded = gather([(x, last_boxed(text) is not None) for x, text in zip(right, texts)], len(rollouts.lengths))
     rollouts.correct, rollouts.boxed = torch.tensor(graded).float().T.reshape(2, -1, rollouts.n)
+
+
+def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg):
+    """The kept responses (adv, keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts.
+
+    A kept response that can't move the gradient counts in the normalisation but is not forwarded; so a batch can be
+    empty. Adds the per-token `adv` and the `weight` that normalises the loss over the kept responses of the update."""
+    batch, lengths, keep = rollouts.batch, rollouts.lengths, keep.numpy()
+    moves = keep & ((adv != 0).numpy() | bool(cfg.kl_coef or cfg.entropy_coef))
+    rows = np.arange(keep.size).reshape(keep.shape)
+    batch.values["adv"] = adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+    batch.values["weight"] = torch.zeros_like(batch.values["adv"])
+    for share in np.array_split(np.flatnonzero(keep.any(1)), cfg.updates_per_step):
+        kept, moving = rows[share][keep[share]], rows[share][moves[share]]
+        if len(kept):
+            weights = token_weights(lengths[kept], cfg.loss_norm, cfg.max_new_tokens)
+            batch.values["weight"][batch.token_index(kept)] = weights
+        yield batch.select(moving)
