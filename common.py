@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: where a core is shared, threads that spin crawl
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: threads that wait by spinning crawl on a shared core
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plot
-from policy import Batch, Policy, all_reduce, rank, start_processes
-from rollout import Rollouts, TorchSampler, draw, generate, grade, load_data, split
+from policy import Policy, all_reduce, rank, start_processes
+from rollout import Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -154,8 +154,8 @@ def kl_k3(logprob, ref):
 
 # ========================================================================================================== run
 METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-           "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train time_sync "
-           "tokens_per_second eval_accuracy").split()  # fmt: skip
+           "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train "
+           "time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
 
 
 def trackers(cfg) -> list:
@@ -302,13 +302,11 @@ class Run:
 
     def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor):
         """The kept responses (adv, keep: [P, n]) as one Batch an update; an update with none is skipped and counted."""
-        self.metrics["kept"] = keep.float().mean().item()
-        self.kept_tokens = rollouts.lengths[keep.flatten().numpy()].sum()
-        for batch in split(rollouts, adv, keep, self.cfg):
-            if batch.responses:
-                yield batch
-            else:
-                self.metrics["skipped_updates"] += 1
+        batches = list(split(rollouts, adv, keep, self.cfg))
+        filled = [batch for batch in batches if batch.responses]
+        self.metrics.update(kept=keep.float().mean().item(), skipped_updates=len(batches) - len(filled))
+        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum()
+        return filled
 
     def update(self, batch: Batch, token_loss):
         """One optimizer step on sum of weight x (token_loss x truncated importance weight + KL - entropy)."""
@@ -336,7 +334,7 @@ class Run:
         if m["mismatch"] is None:
             m["mismatch"] = stats["mismatch"] / int(batch.ends[-1])
         for name in ("clip_low", "clip_high", "loss", "grad_norm"):  # shares of the kept tokens; means over updates
-            m[name] = (m[name] or 0) + stats[name] / (self.kept_tokens if "clip" in name else cfg.updates_per_step)
+            m[name] = (m[name] or 0) + stats[name] / (self.kept_tokens if "clip" in name else self.updates)
         m["ratio_max"] = max(m["ratio_max"] or 0, stats["ratio_max"])
 
     def log(self, rollouts: Rollouts, rewards: torch.Tensor):
@@ -345,7 +343,8 @@ class Run:
         m.update(rollouts.stats(), reward=rewards.mean().item(), tokens_per_second=rollouts.lengths.sum() / seconds)
         if (m["mismatch"] or 0) > 0.05:
             say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
-        self.bar.set_postfix({k: f"{m[k]:.3g}" for k in "reward accuracy entropy kl length".split() if m[k] is not None})
+        shown = [name for name in ("reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
+        self.bar.set_postfix({name: f"{m[name]:.3g}" for name in shown})
         for row in range(min(4, len(rollouts.lengths))):
             reward = rewards.flatten()[row].item()
             self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
@@ -381,7 +380,8 @@ class Run:
             self.policy.save_state(partial / "trainer")
         if rank() == 0:
             self.tokenizer.save_pretrained(partial)
-            (partial / "trainer.json").write_text(json.dumps(dict(step=self.step, drawn=self.drawn)))
+            if trainer:
+                (partial / "trainer.json").write_text(json.dumps(dict(step=self.step, drawn=self.drawn)))
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
 

@@ -76,8 +76,8 @@ def main():
         # ---------------------------------------------------------------------------------------------------
         run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
-            # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, which
-            # is about 0 by construction. Its gradient is not. Watch reward, accuracy and entropy instead.
+            # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, and
+            # advantages sum to 0 over a group. Its gradient does not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
         run.log(rollouts, rewards)
         run.evaluate()

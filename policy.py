@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -63,35 +62,7 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     return tensor
 
 
-# ------------------------------------------------------------------------------------------------ batch and plan
-@dataclass
-class Batch:
-    """B responses with their prompts. `values` are per-token tensors [N], N = all response tokens, laid end to end
-    in the order of `responses` (for example adv, old, weight)."""
-
-    prompts: list[np.ndarray]
-    responses: list[np.ndarray]
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
-        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
-
-    def token_index(self, rows) -> torch.Tensor:
-        """Positions in `values` of the response tokens of `rows`, in the order of `rows`."""
-        return torch.from_numpy(np.concatenate([np.arange(self.starts[i], self.ends[i]) for i in rows]))
-
-    def select(self, rows) -> "Batch":
-        """The batch of these rows alone, per-token values included."""
-        index = self.token_index(rows) if len(rows) else torch.zeros(0, dtype=torch.long)
-        values = {name: value[index] for name, value in self.values.items()}
-        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values)
-
-    def lengths(self) -> list[int]:
-        """Tokens of each row, prompt and response together."""
-        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
-
-
+# ------------------------------------------------------------------------------------------------ plan
 def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[list[int]]]:
     """Token-balanced micro-batches: result[m][r] lists the rows of micro-batch m on rank r, longest row first.
 
@@ -118,68 +89,92 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
     return [column[::-1] if m % 2 else column for m, column in enumerate(rows)]  # and the ranks take turns
 
 
-def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
-    """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
-    tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
-    lengths = torch.as_tensor(lengths)
-    each = dict(token=lengths.sum(), sequence=len(lengths) * lengths, constant=len(lengths) * max_new_tokens)[norm]
-    return (1 / (each * torch.ones(len(lengths)))).repeat_interleave(lengths)
-
-
 # ------------------------------------------------------------------------------------------------ packed attention
 class Pack:
-    """A micro-batch as one row of T tokens: ids and positions [1, T], and where the response tokens are predicted."""
+    """A micro-batch as one row of T tokens: ids and positions [1, T], and where its response tokens are predicted.
 
-    def __init__(self, batch: Batch, rows: list[int], device):
-        sequences = [np.concatenate([batch.prompts[i], batch.responses[i]]) for i in rows]
-        lengths = np.array([len(s) for s in sequences])
-        prompts = np.array([len(batch.prompts[i]) for i in rows])
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        ids = np.concatenate(sequences).astype(np.int64)
-        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-        # The token at position p is predicted by the hidden state at p - 1; prompt tokens are predicted by nobody.
-        at = np.concatenate([np.arange(s + p - 1, e - 1) for s, p, e in zip(starts, prompts, ends)])
+    On the CPU a prompt is there once for all of its responses, which all attend to it: a laptop's responses are short,
+    so prompts weigh. The CUDA kernel wants a sequence in one piece, so there every response has a copy of its own."""
+
+    def __init__(self, batch, rows: list[int], device):
+        shared = torch.device(device).type == "cpu"
+        ids, positions, spans, prompts, end = [], [], [], {}, 0
+        for i in rows:
+            prompt, response = batch.prompts[i], batch.responses[i]
+            key = id(prompt) if shared else i
+            if key not in prompts:
+                prompts[key] = np.arange(end, end := end + len(prompt))
+                ids.append(prompt)
+                positions.append(np.arange(len(prompt)))
+            spans.append(np.concatenate([prompts[key], np.arange(end, end := end + len(response))]))
+            ids.append(response)
+            positions.append(np.arange(len(prompt), len(spans[-1])))
+        ids, positions = np.concatenate(ids).astype(np.int64), np.concatenate(positions)
+        # A token is predicted by the hidden state of the one before it; nobody predicts the tokens of a prompt.
+        at, targets = (np.concatenate(x) for x in zip(*[(s[len(batch.prompts[i]) - 1 : -1], s[len(batch.prompts[i]) :])
+                                                        for i, s in zip(rows, spans)]))  # fmt: skip
         tensor = lambda x: torch.from_numpy(x).to(device)
-        self.ids, self.positions, self.at, self.targets = map(tensor, (ids[None], positions[None], at, ids[at + 1]))
-        self.cu_seqlens = tensor(np.concatenate([[0], ends]).astype(np.int32))
-        self.max_length = int(lengths.max())
-        self.groups = self._padded(lengths, starts) if torch.device(device).type == "cpu" else None
+        self.ids, self.positions, self.at, self.targets = map(tensor, (ids[None], positions[None], at, ids[targets]))
+        lengths = [len(span) for span in spans]
+        self.cu_seqlens, self.max_length = tensor(np.cumsum([0, *lengths]).astype(np.int32)), max(lengths)
+        self.padded = self._pad(spans, end) if shared else None
 
     @staticmethod
-    def _padded(lengths, starts):
+    def _pad(spans, tokens):
         """Index lists for attention on the CPU: groups of rows within a factor of two in length, each padded to its
-        longest row. `into` [sum B x L] says which token fills a padded slot, `back` [T] where each token has gone."""
-        shapes, into, back, pads, slots, first = [], [], [None] * len(lengths), [], 0, 0
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        while first < len(order):
-            longest = lengths[order[first]]
-            group = [i for i in order[first:] if 2 * lengths[i] >= longest]
-            for i in group:
-                slot = np.arange(longest)
-                into.append(starts[i] + np.minimum(slot, lengths[i] - 1))
-                back[i] = slots + slot[: lengths[i]]
-                pads.append(slots + slot[lengths[i] :])
-                slots += longest
-            shapes.append((len(group), int(longest)))
-            first += len(group)
-        index = [torch.from_numpy(np.concatenate(x)) for x in (into, back, pads)]
-        return shapes, *index
+        longest. `into` [slots]: the token in a slot; `back` [T]: the slot that a token's result is taken from; `dead`:
+        slots that give none, pads and all but the first copy of a prompt; `copies`: (tokens, slots) of the others."""
+        spans = sorted(spans, key=len, reverse=True)
+        shapes, into, dead, copies, slots = [], [], [], {}, 0
+        back, seen = np.full(tokens, -1), np.zeros(tokens, dtype=int)
+        while spans:
+            longest, rows = len(spans[0]), [span for span in spans if 2 * len(span) >= len(spans[0])]
+            shapes.append((len(rows), longest))
+            for span in rows:
+                slot = np.arange(slots, slots := slots + longest)
+                into.append(span[np.minimum(slot - slot[0], len(span) - 1)])
+                new = seen[span] == 0
+                back[span[new]] = slot[: len(span)][new]
+                again = slot[: len(span)][~new]
+                dead += [again, slot[len(span) :]]
+                if len(again):
+                    copies.setdefault(seen[span[0]], []).append((span[~new], again))
+                seen[span] += 1
+            spans = spans[len(rows) :]
+        flat = lambda x: torch.from_numpy(np.concatenate(x))
+        copies = [tuple(map(flat, zip(*pairs))) for pairs in copies.values()]
+        return shapes, flat(into), torch.from_numpy(back), flat(dead), copies
 
 
-class _Permute(torch.autograd.Function):
-    """rows = x[index]. Backward gathers as well (each row of x is used once beside pads), which beats a scatter-add."""
+class _Gather(torch.autograd.Function):
+    """rows = x[index]. Backward gathers too, by `inverse`, which beats a scatter; `dead` rows get no gradient, and the
+    rows of x that were taken more than once get that of their `copies` added."""
 
     @staticmethod
-    def forward(ctx, x, index, inverse, pads):
-        ctx.save_for_backward(inverse, pads)
+    def forward(ctx, x, index, inverse, dead, copies):
+        ctx.how = inverse, dead, copies
         return x.index_select(0, index)
 
     @staticmethod
     def backward(ctx, grad):
-        inverse, pads = ctx.saved_tensors
-        grad = grad.index_select(0, inverse)
-        return grad if pads is None else grad.index_fill_(0, pads, 0.0), None, None, None
+        inverse, dead, copies = ctx.how
+        out = grad.index_select(0, inverse)
+        if dead is not None:
+            out.index_fill_(0, dead, 0.0)
+        for tokens, slots in copies:
+            out.index_add_(0, tokens, grad.index_select(0, slots))
+        return out, None, None, None, None
+
+
+def _causal(q, k, v, scaling):
+    """Causal attention on the CPU, [B, heads, L, D]. Short rows: plain matrix products, twice as fast as the kernel."""
+    groups = q.shape[1] // k.shape[1]
+    if q.shape[2] > 256:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1)
+    k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
+    future = torch.full((q.shape[2], q.shape[2]), -math.inf).triu(1)
+    scores = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scaling)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None, **kwargs):
@@ -190,22 +185,21 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
     if sliding_window and pack.max_length > sliding_window:
         raise ValueError(f"sequences of {pack.max_length} tokens exceed this model's attention window {sliding_window}")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-    if pack.groups is None:
+    if pack.padded is None:
         from torch.nn.attention.varlen import varlen_attn
 
         cu, longest = pack.cu_seqlens, pack.max_length
         out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0),
                           enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
         return out[None], None
-    shapes, into, back, pads = pack.groups
-    q, k, v = (_Permute.apply(x.flatten(1), into, back, None).unflatten(1, x.shape[1:]) for x in (q, k, v))
+    shapes, into, back, dead, copies = pack.padded
+    q, k, v = (_Gather.apply(x.flatten(1), into, back, None, copies).unflatten(1, x.shape[1:]) for x in (q, k, v))
     outs, first = [], 0
     for rows, longest in shapes:
         part = [x[first : first + rows * longest].unflatten(0, (rows, longest)).transpose(1, 2) for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-        outs.append(out.transpose(1, 2).reshape(rows * longest, -1))
+        outs.append(_causal(*part, scaling).transpose(1, 2).reshape(rows * longest, -1))
         first += rows * longest
-    out = _Permute.apply(outs[0] if len(outs) == 1 else torch.cat(outs), back, into, pads)
+    out = _Gather.apply(outs[0] if len(outs) == 1 else torch.cat(outs), back, into, dead, ())
     return out.unflatten(1, (-1, q.shape[2]))[None], None
 
 
@@ -216,6 +210,7 @@ AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)
 # ------------------------------------------------------------------------------------------------ the policy
 class Policy(nn.Module):
     """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
+    A `batch` is a rollout.Batch: prompts and responses (token ids), and per-token values laid end to end.
 
     model: a local folder or hub id. vocab: ids at or above it do not exist for the tokenizer; they get no probability
     here and can't be sampled. temperature: that of the sampler; the logits are divided by it. lr None: no optimizer
@@ -275,14 +270,14 @@ class Policy(nn.Module):
             entropy = -(logp.exp() * logp).sum(-1)
         return logp.gather(-1, targets[:, None])[:, 0], entropy
 
-    def _micros(self, batch: Batch):
+    def _micros(self, batch):
         """This rank's micro-batches: (pack, positions of its tokens in batch.values, 1 or 0 for a stand-in row)."""
         for column in plan(batch.lengths(), self.tokens_per_micro, world()):
             rows = column[rank()]
             yield Pack(batch, rows or [0], self.device), batch.token_index(rows or [0]), float(bool(rows))
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprob and entropy [N] of every response token of the batch, on every rank, without gradient."""
         out = torch.zeros(2, int(batch.ends[-1]))
         for pack, index, real in self._micros(batch):
@@ -291,7 +286,7 @@ class Policy(nn.Module):
                 out[:, index] = both
         return tuple(all_reduce(out))
 
-    def update(self, batch: Batch, token_loss, max_grad_norm=1.0, entropy_grad=False) -> dict[str, float]:
+    def update(self, batch, token_loss, max_grad_norm=1.0, entropy_grad=False) -> dict[str, float]:
         """One optimizer step on loss = sum over tokens of batch.values["weight"] x token_loss.
 
         token_loss(new, entropy, values) -> (loss [T], stats): `values` holds the batch's per-token tensors, cut to the

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import tiny
-from policy import Batch, rank, token_weights, world  # before transformers, whose import it prepares
+from policy import rank, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from verify import gold_answer, last_boxed, verify_all
 
@@ -80,6 +81,10 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
     Rows without a usable answer and rows whose prompt is over cfg.max_prompt_tokens are dropped and counted. Raises
     OSError or ValueError: one line that says what is wrong where."""
     problems, dropped, longest = [], Counter(), cfg.max_prompt_tokens
+    if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
+        raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
+    if name.endswith((".jsonl", ".csv", ".parquet")) and not Path(name).is_file():
+        raise ValueError(f"data {name}: no such file; check the path")
     special = isinstance(TEMPLATES.get(cfg.template, ""), str)  # a chat template writes its own special tokens
     for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
@@ -136,7 +141,10 @@ def cached_attention(module, query, key, value, attention_mask, scaling=None, ca
     if k is not key:
         k[:, :, cache["end"] : end], v[:, :, cache["end"] : end] = key, value
     k, v, mask = k[:, :, :end], v[:, :, :end], cache["mask"][..., :end]
-    out = F.scaled_dot_product_attention(query, k, v, mask, scale=scaling, enable_gqa=query.shape[1] != k.shape[1])
+    if query.shape[2] == 1 and query.shape[1] == k.shape[1] and not query.is_cuda:  # plain products are quicker here
+        out = ((query * scaling) @ k.mT + mask).softmax(-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(query, k, v, mask, scale=scaling, enable_gqa=query.shape[1] != k.shape[1])
     return out.transpose(1, 2), None
 
 
@@ -221,6 +229,42 @@ class TorchSampler:
 
 
 # ===================================================================================================== rollouts
+@dataclass
+class Batch:
+    """B responses with their prompts. `values` are per-token tensors [N], N = all response tokens, laid end to end
+    in the order of `responses` (for example adv, old, weight)."""
+
+    prompts: list[np.ndarray]
+    responses: list[np.ndarray]
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
+        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+
+    def token_index(self, rows) -> torch.Tensor:
+        """Positions in `values` of the response tokens of `rows`, in the order of `rows`."""
+        return torch.from_numpy(np.concatenate([np.arange(self.starts[i], self.ends[i]) for i in rows]))
+
+    def select(self, rows) -> "Batch":
+        """The batch of these rows alone, per-token values included."""
+        index = self.token_index(rows) if len(rows) else torch.zeros(0, dtype=torch.long)
+        values = {name: value[index] for name, value in self.values.items()}
+        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row, prompt and response together."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+
+
+def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
+    """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
+    tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
+    lengths = torch.as_tensor(lengths)
+    each = dict(token=lengths.sum(), sequence=len(lengths) * lengths, constant=len(lengths) * max_new_tokens)[norm]
+    return (1 / (each * torch.ones(len(lengths)))).repeat_interleave(lengths)
+
+
 def gather(own: list, count: int) -> list:
     """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
     parts = [own]

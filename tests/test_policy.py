@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from policy import Batch, Policy, plan, token_weights
+from policy import Pack, Policy, plan
+from rollout import Batch, token_weights
 
 TINY = str(Path(__file__).parents[1] / "models/tiny")
 SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=97)
@@ -23,9 +24,10 @@ def folders(tmp_path_factory):
     """Random models: Qwen2 with tied embeddings, and Llama with grouped-query attention and a head of its own."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("models")
-    Qwen2ForCausalLM(Qwen2Config(**SIZE, num_key_value_heads=4, tie_word_embeddings=True)).save_pretrained(root / "qwen2")
-    Llama = LlamaForCausalLM(LlamaConfig(**SIZE, num_key_value_heads=2, tie_word_embeddings=False))
-    Llama.save_pretrained(root / "llama")
+    qwen2 = Qwen2ForCausalLM(Qwen2Config(**SIZE, num_key_value_heads=4, tie_word_embeddings=True))
+    qwen2.save_pretrained(root / "qwen2")
+    llama = LlamaForCausalLM(LlamaConfig(**SIZE, num_key_value_heads=2, tie_word_embeddings=False))
+    llama.save_pretrained(root / "llama")
     return {"qwen2": str(root / "qwen2"), "llama": str(root / "llama"), "tiny": TINY}
 
 
@@ -91,9 +93,19 @@ def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
     assert distance(found, {n: p.grad for n, p in alone.named_parameters()}) < 1e-5
 
 
+def test_responses_that_share_a_prompt_equal_responses_with_copies_of_it(folders):
+    """On the CPU a prompt is computed once for all of its responses (the same array); the gradient must not notice."""
+    copied = some_batch(rows=12)
+    copied.prompts = [copied.prompts[i // 5].copy() for i in range(12)]  # 5 + 5 + 2 responses
+    shared = Batch([copied.prompts[5 * (i // 5)] for i in range(12)], copied.responses, dict(copied.values))
+    assert Pack(shared, list(range(12)), "cpu").ids.shape[1] < Pack(copied, list(range(12)), "cpu").ids.shape[1]
+    for name in ("qwen2", "llama"):
+        for budget in (10**6, 150):
+            assert distance(gradients(folders[name], shared, budget), gradients(folders[name], copied, 10**6)) < 1e-6
+
+
 def test_the_end_token_is_trained_and_a_prompt_token_never_is():
-    """Raising the probability of every response token must raise the end token's and leave the prompt's out of the loss:
-    the prompt here is made of the very tokens of the response, end token included."""
+    """Raising the probability of every response token must raise the end token's, and leave the prompt's alone: the prompt here is made of the very tokens of the response, end token included."""
     end = 5
     batch = Batch([np.array([7, end, 8, 9])], [np.array([8, 9, end])], dict(weight=torch.ones(3)))
     policy = Policy(TINY, "cpu", lr=1e-3)
