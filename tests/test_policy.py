@@ -105,7 +105,8 @@ def test_responses_that_share_a_prompt_equal_responses_with_copies_of_it(folders
 
 
 def test_the_end_token_is_trained_and_a_prompt_token_never_is():
-    """Raising the probability of every response token must raise the end token's, and leave the prompt's alone: the prompt here is made of the very tokens of the response, end token included."""
+    """Raising the probability of every response token must raise the end token's, and leave the prompt's alone, even
+    though the prompt here is made of the very tokens of the response, end token included."""
     end = 5
     batch = Batch([np.array([7, end, 8, 9])], [np.array([8, 9, end])], dict(weight=torch.ones(3)))
     policy = Policy(TINY, "cpu", lr=1e-3)
