@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class Config:
 
 # alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
 _TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
-             max_new_tokens=64, tokens_per_micro=4096)  # fmt: skip
+             max_new_tokens=64, tokens_per_micro=8192, reference=True)  # fmt: skip
 _COT = dict(template="cot")
 _MATH = dict(template="qwen-math", max_new_tokens=3072)  # with 1,024 prompt tokens this fills the context of 4,096
 MODELS = {
@@ -238,7 +239,7 @@ class Run:
                 file.with_suffix(".cut").write_text("".join(lines))
                 file.with_suffix(".cut").rename(file)
         self.trackers = trackers(cfg) if rank() == 0 else []
-        say(" ".join(f"{name}={value}" for name, value in vars(cfg).items()))
+        say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
         say(f"first prompt: {self.problems[0]['text']!r}")
 
     def _write(self, name: str, row: dict):
