@@ -13,7 +13,7 @@ import signal
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -117,10 +117,10 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
-    for name in ("steps prompts_per_step samples_per_prompt updates_per_step lr max_grad_norm max_prompt_tokens "
-                 "max_new_tokens temperature tokens_per_micro eval_problems").split():  # fmt: skip
-        if not getattr(cfg, name) > 0:
-            fail(f"--{name} {getattr(cfg, name)}: must be above 0")
+    for item in fields(cfg):
+        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in ("tis_cap", "clip_low", "clip_high")
+        if item.type in (int, float) and not (value > 0 or zero and value == 0):
+            fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
     cfg.out = cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"
     return cfg
 

@@ -26,7 +26,7 @@ import grpo
 REAL = Path(__file__).parents[2] / "shared/data/deepscaler_4k.jsonl"
 SCRIPT = grpo.__file__
 # Eleven prompts: neither the processes nor the updates divide them. Two threads: sums are rounded as in a subprocess.
-SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --lr 3e-4 --eval_every 2".split()
+SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --lr 3e-4 --eval_every 2 --reference false".split()
 THREADS = 2
 CLOCKS = ("time_sample", "time_verify", "time_train", "time_sync", "tokens_per_second")
 
@@ -543,7 +543,7 @@ def test_kl_penalty(train, straight, tmp_path):
 
 
 def test_a_reference_alone_changes_nothing(train, three, tmp_path):
-    assert train(tmp_path / "run", "--steps", 3, "--save_every", 2, "--reference") == 0
+    assert train(tmp_path / "run", "--steps", 3, "--save_every", 2, "--reference", "true") == 0
     rows = metrics(tmp_path / "run")
     assert [row["kl"] > 1e-6 for row in rows[1:]] == [False, True, True]
     assert [row | dict(kl=None) for row in rows[1:]] == metrics(three)[1:]
