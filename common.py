@@ -37,7 +37,7 @@ logging.disable_progress_bar()
 def fail(message: str):
     """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
     raise SystemExit(2)
 
 
@@ -121,7 +121,7 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
         value, zero = getattr(cfg, item.name), item.default == 0 or item.name in ("tis_cap", "clip_low", "clip_high")
         if item.type in (int, float) and not (value > 0 or zero and value == 0):
             fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
-    cfg.out = cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"
+    cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
     return cfg
 
 
@@ -223,7 +223,7 @@ class Run:
                 self.policy.load_state(checkpoint / "trainer")
                 self.step, self.drawn = state["step"], state["drawn"]
                 break
-            except Exception as error:  # whatever a broken file makes the readers raise
+            except (Exception, dist.checkpoint.CheckpointException) as error:  # whatever a broken file raises
                 say(f"warning: {checkpoint} is broken ({type(error).__name__}); trying the one before it")
         if checkpoints and not self.step:
             fail(f"--resume: no checkpoint in {cfg.out} is whole; give another --out to start afresh")

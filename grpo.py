@@ -47,6 +47,7 @@ def advantages(rewards, cfg):
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
+    adv = adv * mixed(rewards)[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
         first = mixed(rewards) & (mixed(rewards).cumsum(0) <= cfg.prompts_per_step)

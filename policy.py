@@ -9,7 +9,6 @@ A reader of the algorithms does not need this file; it is for whoever asks where
 """
 
 import atexit
-import ctypes
 import heapq
 import math
 import os
@@ -30,9 +29,6 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoi
 if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
     sys.modules["torchvision"] = sys.modules["torchaudio"] = None
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-
-if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # keep freed memory: on a CPU, faulting
-    libc.mallopt(-3, 2**30), libc.mallopt(-1, 2**31 - 1)  # it in again is a tenth of a step (mmap, trim threshold)
 
 
 def world() -> int:
@@ -246,9 +242,10 @@ class Policy(nn.Module):
             fully_shard(self, mesh=mesh, mp_policy=precision)  # embedding and head in one unit: they may be tied
         self.to(self.device)
         if lr is not None:
-            self.optimizer = torch.optim.AdamW(
-                self.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
-            )
+            self.optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)
+            for p in self.parameters():  # there from the start: a checkpoint before the first update must not differ
+                step = torch.zeros((), device=self.device)
+                self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
     def blocks(self):
         """The transformer blocks, in order."""

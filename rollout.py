@@ -60,18 +60,23 @@ def read_rows(name: str):
         split = name.partition("-")[2] or "train"
         yield from enumerate(tiny.problems(split, 10_000 if split == "train" else 1_000))
     elif name.endswith(".jsonl"):
-        with open(name, encoding="utf-8") as file:
+        with open(name, "rb") as file:
             for place, line in enumerate(file, 1):
                 try:
-                    yield place, json.loads(line)
+                    row = json.loads(line) if line.strip() else None
                 except ValueError as error:
                     raise ValueError(f"data {name}: row {place} is not JSON ({error}); mend or remove it") from None
+                if line.strip():
+                    yield place, row
     else:
         import datasets  # here, because the import takes a second
 
         kind = Path(name).suffix[1:] if name.endswith((".csv", ".parquet")) else ""
-        source = [kind] if kind else DATA.get(name, [name])
-        source = datasets.load_dataset(*source, data_files=name if kind else None)
+        try:
+            path = [kind] if kind else DATA.get(name, [name])
+            source = datasets.load_dataset(*path, data_files=name if kind else None)
+        except Exception as error:  # the library has many kinds
+            raise ValueError(f"data {name}: {str(error).splitlines()[0]} ({type(error).__name__})") from None
         yield from enumerate(source["train"], 1)
 
 
@@ -88,12 +93,13 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
     special = isinstance(TEMPLATES.get(cfg.template, ""), str)  # a chat template writes its own special tokens
     for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
-        problem = next((row[k] for k in ("problem", "question", "prompt") if k in row), None)
-        answer = next((row[k] for k in ("answer", "final_answer", "solution") if k in row), None)
+        problem = next((k for k in ("problem", "question", "prompt") if k in row), None)
+        answer = next((k for k in ("answer", "final_answer", "solution") if k in row), None)
         if problem is None or answer is None:
             raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
                              "prompt) and answer (or final_answer, solution)")  # fmt: skip
-        text, answer = render(str(problem), cfg.template, tokenizer), gold_answer(answer)
+        problem, answer = str(row[problem]), gold_answer(row[answer])
+        text = render(problem, cfg.template, tokenizer)
         prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
         if answer and len(prompt) <= longest:
             problems.append(dict(problem=problem, answer=answer, text=text, prompt=prompt))

@@ -7,7 +7,7 @@ a normalised string, then as an exact number. It never raises and never runs mod
 import re
 from fractions import Fraction
 
-_ANSWER_IS = re.compile(r"answer\s+is\s*:?\s*([^\n]{1,200})", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer\s{1,9}is[\s:]{0,9}", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,3})?", re.IGNORECASE)
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?\d+)\}\{([-+]?\d+)\}|([-+]?)(\d+)/(\d+)")
 _LONGEST = 300  # characters; no gold answer is longer, and the work on hostile text stays bounded
@@ -16,7 +16,10 @@ _LONGEST = 300  # characters; no gold answer is longer, and the work on hostile 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last \boxed{...} whose braces balance; None without one."""
     end = len(text)
-    while (start := text.rfind("\\boxed{", 0, end)) >= 0:
+    for _ in range(50):  # boxes that don't balance; more of them are noise
+        start = text.rfind("\\boxed{", 0, end)
+        if start < 0:
+            break
         depth = 0
         for i in range(start + 6, min(len(text), start + 6 + 10 * _LONGEST)):
             depth += (text[i] == "{") - (text[i] == "}")
@@ -31,9 +34,9 @@ def extract(response: str, strict: bool = True) -> str | None:
     boxed = last_boxed(response)
     if boxed is not None:
         return boxed
-    phrases = _ANSWER_IS.findall(response)
+    phrases = list(_ANSWER_IS.finditer(response))
     if phrases:
-        return phrases[-1].rstrip(" .$").lstrip(" $")
+        return response[phrases[-1].end() :][:_LONGEST].split("\n")[0].rstrip(" .$").lstrip(" $")
     numbers = [] if strict else _NUMBER.findall(response)
     return numbers[-1] if numbers else None
 
@@ -57,7 +60,8 @@ def number(answer: str) -> Fraction | None:
 
 def gold_answer(answer) -> str:
     """The gold answer in a data set's field: what is boxed, or follows ####, or all of it; a list's first element."""
-    answer = str(answer[0] if isinstance(answer, list) and answer else answer or "")
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    answer = "" if answer is None or answer == [] else str(answer)
     boxed = last_boxed(answer)
     return (answer.rpartition("####")[2] if boxed is None else boxed).strip()
 

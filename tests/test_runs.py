@@ -26,7 +26,8 @@ import grpo
 REAL = Path(__file__).parents[2] / "shared/data/deepscaler_4k.jsonl"
 SCRIPT = grpo.__file__
 # Eleven prompts: neither the processes nor the updates divide them. Two threads: sums are rounded as in a subprocess.
-SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --lr 3e-4 --eval_every 2 --reference false".split()
+SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --eval_every 2 --lr 3e-4".split()
+SMALL += ["--reference", "false"]
 THREADS = 2
 CLOCKS = ("time_sample", "time_verify", "time_train", "time_sync", "tokens_per_second")
 
