@@ -166,17 +166,6 @@ class _Gather(torch.autograd.Function):
         return out, None, None, None, None
 
 
-def _causal(q, k, v, scaling):
-    """Causal attention on the CPU, [B, heads, L, D]. Short rows: plain matrix products, twice as fast as the kernel."""
-    groups = q.shape[1] // k.shape[1]
-    if q.shape[2] > 256:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1)
-    k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
-    future = torch.full((q.shape[2], q.shape[2]), -math.inf).triu(1)
-    scores = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scaling)
-    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
-
-
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None, **kwargs):
     """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
@@ -197,7 +186,8 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
     outs, first = [], 0
     for rows, longest in shapes:
         part = [x[first : first + rows * longest].unflatten(0, (rows, longest)).transpose(1, 2) for x in (q, k, v)]
-        outs.append(_causal(*part, scaling).transpose(1, 2).reshape(rows * longest, -1))
+        out = F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        outs.append(out.transpose(1, 2).reshape(rows * longest, -1))
         first += rows * longest
     out = _Gather.apply(outs[0] if len(outs) == 1 else torch.cat(outs), back, into, dead, ())
     return out.unflatten(1, (-1, q.shape[2]))[None], None
