@@ -89,7 +89,7 @@ class Config:
 
 # alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
 _TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
-             max_new_tokens=64, tokens_per_micro=8192, reference=True)  # fmt: skip
+             max_new_tokens=64, tokens_per_micro=8192)  # fmt: skip
 _COT = dict(template="cot")
 _MATH = dict(template="qwen-math", max_new_tokens=3072)  # with 1,024 prompt tokens this fills the context of 4,096
 MODELS = {
