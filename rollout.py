@@ -178,6 +178,9 @@ class TorchSampler:
         for name, tensor in policy.weights():
             mine[name].copy_(tensor)
 
+    def sleep(self):
+        """Nothing to give back: the copy of the model stays."""
+
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False):
         """n responses to each prompt (token ids); `numbers`, the prompts' places in the run, key the random streams.
         Returns per response (ids with the end token, logprobs, entropies, finished), all n of a prompt together."""
