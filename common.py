@@ -105,20 +105,25 @@ MODELS = {
 }
 
 
+MAY_BE_ZERO = "tis_cap clip_low clip_high value_clip gamma lam label_smoothing".split()  # beside defaults of zero
+
+
 def parse(config_class, doc: str, argv: list[str] | None = None):
-    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags."""
+    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags. A Config
+    can have `on_tiny`, a dict of defaults of its own for the built-in models."""
     style = type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
     parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=style)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
     parser.set_defaults(**MODELS.get(model, (None, {}))[1])
+    parser.set_defaults(**(getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {}))
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
     for item in fields(cfg):
-        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in ("tis_cap", "clip_low", "clip_high")
+        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in MAY_BE_ZERO
         if item.type in (int, float) and not (value > 0 or zero and value == 0):
             fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
     cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
@@ -134,7 +139,7 @@ def clipped_loss(new, old, adv, cfg):
     if not cfg.clip:
         return -ratio * adv
     surrogate = torch.minimum(ratio * adv, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv)
-    if cfg.dual_clip:
+    if getattr(cfg, "dual_clip", 0):
         surrogate = torch.where(adv < 0, torch.maximum(surrogate, cfg.dual_clip * adv), surrogate)
     return -surrogate
 
@@ -173,6 +178,19 @@ def trackers(cfg) -> list:
     return logs
 
 
+def find_model(name: str, flag: str) -> tuple:
+    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
+    source = MODELS.get(name, (name,))[0]
+    try:
+        if "/" not in source and not Path(source).is_dir():
+            raise OSError("no such folder")
+        return source, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(name, MODELS, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
+        fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
+
+
 class Run:
     """A training run. The loop of every algorithm calls its verbs in this order: steps, sync, sample, verify, (the
     algorithm), old_logprobs, minibatches and update, log, evaluate, save; and finish after the last step."""
@@ -180,15 +198,8 @@ class Run:
     def __init__(self, cfg):
         self.cfg, self.step, self.drawn, self.failures = cfg, 0, 0, 0
         self.metrics, self.stop, self.evaluated = {}, False, None
-        device, source = start_processes(), MODELS.get(cfg.model, (cfg.model,))[0]
-        try:
-            if "/" not in source and not Path(source).is_dir():
-                raise OSError("no such folder")
-            config, self.tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            near = difflib.get_close_matches(cfg.model, MODELS, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
-            fail(f"--model {cfg.model}: {str(error).splitlines()[0]}; {hint}")
+        self.device = start_processes()
+        self.source, config, self.tokenizer = find_model(cfg.model, "model")
         context = getattr(config, "max_position_embeddings", math.inf)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
@@ -198,14 +209,22 @@ class Run:
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
             fail(str(error).splitlines()[0])
-        shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
-        self.policy = Policy(source, device, lr=cfg.lr, **shape)
-        self.reference = Policy(source, device, **shape) if cfg.reference or cfg.kl_coef else None
-        ends = np.atleast_1d(self.policy.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
-        self.sampler = TorchSampler(self.policy, {self.tokenizer.eos_token_id, *ends.tolist()})
-        self._open()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._leave)
+        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
+        self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
+        self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
+        self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
+        self.sampler, self.teacher = self._sampler(self.policy), None
+        if getattr(cfg, "teacher", ""):
+            source, _, tokenizer = find_model(cfg.teacher, "teacher")
+            if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
+            teacher = Policy(source, self.device, **self.shape)
+            self.teacher = self._sampler(teacher)
+            self.teacher.sync(teacher)
+
+    def _sampler(self, model):
+        ends = np.atleast_1d(model.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
+        return TorchSampler(model, {self.tokenizer.eos_token_id, *ends.tolist()})
 
     def _leave(self, number, frame):
         if self.stop:
@@ -220,7 +239,8 @@ class Run:
         for checkpoint in checkpoints:
             try:
                 state = json.loads((checkpoint / "trainer.json").read_text())
-                self.policy.load_state(checkpoint / "trainer")
+                for name, model in self.trained.items():
+                    model.load_state(checkpoint / name)
                 self.step, self.drawn = state["step"], state["drawn"]
                 break
             except (Exception, dist.checkpoint.CheckpointException) as error:  # whatever a broken file raises
@@ -255,6 +275,9 @@ class Run:
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
+        self._open()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._leave)
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
@@ -276,7 +299,7 @@ class Run:
         """Responses to the next prompts of the data, added to those of `more`; the whole batch, on every rank."""
         cfg, first = self.cfg, self.drawn
         problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
-        responses = generate(self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
+        responses = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
         self.drawn += cfg.prompts_per_step
         self._lap("time_sample")
         return Rollouts(more.problems + problems, more.responses + responses) if more else Rollouts(problems, responses)
@@ -291,7 +314,10 @@ class Run:
         """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's
         are `old`, and save a pass; the first update, which still sees the weights that sampled, measures `mismatch`."""
         values = rollouts.batch.values
-        if self.sampler.exact:
+        if self.teacher:  # what it sampled is off-policy by intent: nothing to warn of, nothing to correct
+            values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
+            values["sampler"] = values["old"]
+        elif self.sampler.exact:
             values["old"] = values["sampler"]
         else:
             values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
@@ -301,12 +327,15 @@ class Run:
             self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
         self._lap("time_train")
 
-    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor):
-        """The kept responses (adv, keep: [P, n]) as one Batch an update; an update with none is skipped and counted."""
-        batches = list(split(rollouts, adv, keep, self.cfg))
+    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, together=1, epochs=1):
+        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch an update, `epochs` times over;
+        an update with none is skipped and counted. `together`: rows that are not to be parted, see Batch."""
+        batches = list(split(rollouts, adv, keep, self.cfg)) * epochs
         filled = [batch for batch in batches if batch.responses]
+        for batch in filled:
+            batch.together = together
         self.metrics.update(kept=keep.float().mean().item(), skipped_updates=len(batches) - len(filled))
-        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum()
+        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum() * epochs
         return filled
 
     def update(self, batch: Batch, token_loss):
@@ -377,8 +406,8 @@ class Run:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
         self.policy.save_pretrained(partial)
-        if trainer:
-            self.policy.save_state(partial / "trainer")
+        for name, model in self.trained.items() if trainer else ():
+            model.save_state(partial / name)
         if rank() == 0:
             self.tokenizer.save_pretrained(partial)
             if trainer:

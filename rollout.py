@@ -241,11 +241,13 @@ class TorchSampler:
 @dataclass
 class Batch:
     """B responses with their prompts. `values` are per-token tensors [N], N = all response tokens, laid end to end
-    in the order of `responses` (for example adv, old, weight)."""
+    in the order of `responses` (for example adv, old, weight). `together` rows in succession are never parted by
+    micro-batches: 2 for preference pairs."""
 
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    together: int = 1
 
     def __post_init__(self):
         self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
@@ -333,14 +335,17 @@ def grade(rollouts: Rollouts, tokenizer):
 
 
 def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg):
-    """The kept responses (adv, keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts.
+    """The kept responses (keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts. The
+    advantages are those of responses, adv [P, n], or of tokens, adv [N].
 
     A kept response that can't move the gradient counts in the normalisation but is not forwarded; so a batch can be
     empty. Adds the per-token `adv` and the `weight` that normalises the loss over the kept responses of the update."""
     batch, lengths, keep = rollouts.batch, rollouts.lengths, keep.numpy()
-    moves = keep & ((adv != 0).numpy() | bool(cfg.kl_coef or cfg.entropy_coef))
+    adv = adv.float() if adv.dim() == 1 else adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+    moves = np.logical_or.reduceat(adv.numpy() != 0, batch.starts).reshape(keep.shape)
+    moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
     rows = np.arange(keep.size).reshape(keep.shape)
-    batch.values["adv"] = adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+    batch.values["adv"] = adv
     batch.values["weight"] = torch.zeros_like(batch.values["adv"])
     for share in np.array_split(np.flatnonzero(keep.any(1)), cfg.updates_per_step):
         kept, moving = rows[share][keep[share]], rows[share][moves[share]]
