@@ -63,8 +63,7 @@ def token_loss(new, old, adv, cfg):
     """Per-token loss [T]: that of the token's pair. adv [T] is +i in the chosen and -i in the rejected response of pair
     number i = 1, 2, ...; with weights 1 / (responses x own length) the tokens' losses add up to the mean over pairs."""
     pair, logratio = adv.abs().long(), new - old
-    sums = torch.zeros(2, int(pair.max()) + 1, device=new.device)
-    sums = sums.index_put(((adv < 0).long(), pair), logratio, accumulate=True)
+    sums = new.new_zeros(2, int(pair.max()) + 1).index_put(((adv < 0).long(), pair), logratio, accumulate=True)
     return pair_loss(sums[0], sums[1], cfg)[pair]
 
 

@@ -42,21 +42,23 @@ class Config(common.Config):
     dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
 
 
+def mixed(rewards):
+    """[P] bool: prompts whose responses differ in reward [P, n]; only these can be compared."""
+    return rewards.amax(1) > rewards.amin(1)
+
+
 def advantages(rewards, cfg):
     """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's;
     without any spread there is nothing to scale by, and the advantage is 0."""
     correct, wrong = (rewards > 0).all(1, keepdim=True), (rewards <= 0).all(1, keepdim=True)
     drop = dict(none=correct & wrong, correct=correct, wrong=wrong, both=correct | wrong)[cfg.reject]
     keep = ~drop.expand_as(rewards)
-    adv, n = 2 * rewards - 1, rewards.shape[1]
-    if cfg.baseline == "group":
-        adv = adv - adv.mean(1, keepdim=True)
-    if cfg.baseline == "leave_one_out":
-        adv = adv - (adv.sum(1, keepdim=True) - adv) / (n - 1)
-    if cfg.baseline == "batch":
-        adv = adv - adv[keep].mean()
+    adv = 2 * rewards - 1
+    others = (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
+    means = dict(none=0, group=adv.mean(1, keepdim=True), leave_one_out=others, batch=adv[keep].mean())
+    adv = adv - means[cfg.baseline]
     if cfg.normalize == "group":
-        adv = adv / (adv.std(1, keepdim=True) + 1e-6) * (rewards.amax(1, True) > rewards.amin(1, True))
+        adv = adv / (adv.std(1, keepdim=True) + 1e-6) * mixed(rewards)[:, None]
     if cfg.normalize == "batch":
         adv = adv / (adv[keep].std() + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
     return adv, keep
@@ -69,10 +71,9 @@ def token_loss(new, old, adv, cfg):
 
 def main():
     cfg = common.parse(Config, __doc__)
-    compares = cfg.reject == "both" or cfg.baseline in ("group", "leave_one_out") or cfg.normalize == "group"
+    compares = {cfg.reject, cfg.baseline, cfg.normalize} & {"both", "group", "leave_one_out"}
     if cfg.samples_per_prompt < 2 and compares:
-        common.fail("--samples_per_prompt 1: --reject both and statistics of the group compare a prompt's responses "
-                    "with each other; give 2 or more, or --reject none with none or batch")  # fmt: skip
+        common.fail("--samples_per_prompt 1: responses to a prompt are compared; give 2 or more, or --reject none")
     run = common.Run(cfg)
     for _ in run.steps():
         run.sync()
@@ -83,8 +84,8 @@ def main():
         # ---------------------------------------------------------------------------------------------------
         run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
-            # The printed loss is minus the mean advantage while the ratio is 1: it tells how many of the kept tokens
-            # belong to right responses, not how well this learns. Watch reward, accuracy and entropy instead.
+            # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
+            # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
         run.log(rollouts, rewards)
         run.evaluate()
