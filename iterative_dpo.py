@@ -38,7 +38,7 @@ class Config(common.Config):
     loss_norm: Literal["sequence"] = common.arg("sequence", "sequence alone: the mean over pairs")
     tis_cap: float = common.arg(0.0, "0 alone: DPO's pairs need not come from the policy")
 
-    on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=1e-4, eval_every=1)
+    on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)
 
 
 def pairs(rewards, generator):

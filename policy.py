@@ -44,6 +44,8 @@ def rank() -> int:
 def start_processes() -> str:
     """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
     cuda = torch.cuda.is_available()
+    if dist.is_initialized():  # a second run in these processes
+        return "cuda" if cuda else "cpu"
     if "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     elif cuda:
