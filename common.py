@@ -116,8 +116,9 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
-    parser.set_defaults(**MODELS.get(model, (None, {}))[1])
-    parser.set_defaults(**(getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {}))
+    suits = MODELS.get(model, (None, {}))[1] | (getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {})
+    names = [item.name for item in fields(config_class)]
+    parser.set_defaults(**{name: value for name, value in suits.items() if name in names})  # eval.py has fewer
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
