@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 import plot
 from policy import Policy, all_reduce, rank, start_processes
-from rollout import Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split
+from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
+from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -57,7 +58,7 @@ def arg(default, help):
 class Config:
     model: str = arg("tiny", "alias (README lists them), hub id or local folder")
     data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
-    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    template: str = arg("chat", "prompt template: a name of common.TEMPLATES, or any text with {problem}")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)")
     steps: int = arg(300, "training steps; each samples, verifies and updates")
     seed: int = arg(0, "seed of the data order and of every response's random stream")
@@ -70,7 +71,8 @@ class Config:
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
     temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too")
-    reward: Literal["ground_truth"] = arg("ground_truth", "ground_truth: 1 if the final answer is verified correct")
+    reward: str = arg("ground_truth", "what is rewarded: names of common.REWARDS, combined with & (and) and ! (not)")
+    votes: int = arg(64, "responses that vote on a label, for the rewards majority_fixed and incorrect")
     loss_norm: Literal["token", "sequence", "constant"] = arg("token", "how a loss is normalised, see token_weights")
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
@@ -116,8 +118,8 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
-    suits = MODELS.get(model, (None, {}))[1] | (getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {})
-    names = [item.name for item in fields(config_class)]
+    own = getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {}
+    suits, names = MODELS.get(model, (None, {}))[1] | own, [item.name for item in fields(config_class)]
     parser.set_defaults(**{name: value for name, value in suits.items() if name in names})  # eval.py has fewer
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
@@ -206,6 +208,7 @@ class Run:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         try:
+            self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
@@ -273,12 +276,30 @@ class Run:
         last, self.clock = self.clock, time.perf_counter()
         self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
 
+    def _label(self):
+        """Train on the problems that this run will need, labelled by the initial model's vote; without those that have
+        no label, and for `incorrect` without those whose label is right."""
+        cfg, file = self.cfg, self.folder / "labels.jsonl"
+        count = min(len(self.problems), cfg.steps * cfg.prompts_per_step)
+        if self.step > 0:  # the policy is no longer the one to ask: what it said before must do
+            count = len(file.read_text().splitlines()) if file.exists() else 0
+        pool = draw(self.problems, 0, count, cfg.seed)
+        self.sampler.sync(self.policy)
+        pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, self.sampler, self.tokenizer, cfg))]
+        drop = lambda p: "incorrect" in self.rewarded and verify(f"\\boxed{{{p['label']}}}", p["answer"])
+        self.problems = [p for p in pool if p["label"] and not drop(p)]
+        say(f"labels: {len(pool)} problems voted on, {len(self.problems)} kept ({file})")
+        if not self.problems:
+            fail(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data, or another --out")
+
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
         self._open()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
+        if self.rewarded & {"majority_fixed", "incorrect"}:
+            self._label()
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
@@ -301,15 +322,21 @@ class Run:
         cfg, first = self.cfg, self.drawn
         problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
         responses = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
+        keys = streams(cfg.seed, range(first, first + len(problems)), cfg.samples_per_prompt)
         self.drawn += cfg.prompts_per_step
         self._lap("time_sample")
-        return Rollouts(more.problems + problems, more.responses + responses) if more else Rollouts(problems, responses)
+        if more:
+            problems, responses, keys = more.problems + problems, more.responses + responses, np.append(more.keys, keys)
+        return Rollouts(problems, responses, keys)
 
     def verify(self, rollouts: Rollouts) -> torch.Tensor:
         """Rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
         grade(rollouts, self.tokenizer)
+        rewards = reward(self.cfg.reward, rollouts)
+        if rollouts.labels:
+            self.metrics["agreement"] = (rewards == rollouts.correct).float().mean().item()
         self._lap("time_verify")
-        return rollouts.correct.clone()
+        return rewards
 
     def old_logprobs(self, rollouts: Rollouts):
         """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's

@@ -27,13 +27,28 @@ from verify import gold_answer, last_boxed, verify_all
 
 
 # =========================================================================================== data and templates
-# name: the prompt's text, or the turns of the model's own chat template as (system, user)
+# name: the prompt's text; or the turns of the model's own chat template, (system, user), and perhaps the beginning of
+# the response, which then belongs to the prompt
+_SOBER = (
+    "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
+    "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) "
+    "where ANSWER is just the final number or expression that solves the problem. Think step by step before answering."
+)
+_R1 = (
+    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
+    "first thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning "
+    "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
+    "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+)
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
     "chat": (None, "{problem}"),
     "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
     "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
+    "sober": (None, _SOBER + "\n\n{problem}"),  # arXiv 2504.07086
+    "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
+    "python": (None, "{problem}", "Let's solve this using Python."),  # a forced prefix, arXiv 2506.10947
 }
 DATA = {  # alias: path, name and split of datasets.load_dataset
     "numina-math": ("ScaleML-RLHF/numina_math",),
@@ -59,7 +74,7 @@ def render(problem: str, template: str, tokenizer) -> str:
         return template.replace("{problem}", problem)
     turns = [dict(role=role, content=text.replace("{problem}", problem))
              for role, text in zip(("system", "user"), template) if text is not None]  # fmt: skip
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "".join(template[2:])
 
 
 def read_rows(name: str):
@@ -309,10 +324,11 @@ def gather(own: list, count: int) -> list:
 class Rollouts:
     """A global batch, the same on every rank: P problems, n responses each; row i * n + j is response j of problem i.
 
-    batch.values has the per-token `sampler` logprobs and `entropy`, after old_logprobs() also `old` and `ref`;
-    grade() adds correct and boxed, float [P, n]."""
+    batch.values has the per-token `sampler` logprobs and `entropy`, after old_logprobs() also `old` and `ref`. keys
+    [P * n]: the responses' random streams. grade() adds texts (a list), correct and boxed (float [P, n])."""
 
-    def __init__(self, problems: list[dict], responses: list[tuple]):
+    def __init__(self, problems: list[dict], responses: list[tuple], keys: np.ndarray | None = None):
+        self.keys, self.labels = keys, None
         self.problems, self.responses, self.n = problems, responses, len(responses) // len(problems)
         ids, logprobs, entropies, self.finished = zip(*responses)
         self.lengths = np.array([len(x) for x in ids])
@@ -323,7 +339,11 @@ class Rollouts:
         """Means over all sampled responses, whatever is kept of them."""
         mean = lambda x: float(np.mean(np.array(x, dtype=float)))
         right, entropy = self.correct, self.batch.values["entropy"]
-        return dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
+        labels = {}
+        if self.labels:
+            boxes = [f"\\boxed{{{label}}}" for label in self.labels]
+            labels["label_accuracy"] = mean(verified(boxes, [p["answer"] for p in self.problems]))
+        return labels | dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
                     boxed=mean(self.boxed), length=mean(self.lengths), truncated=1 - mean(self.finished),
                     entropy=mean(entropy), verify_timeouts=0)  # fmt: skip
 
@@ -344,13 +364,25 @@ def generate(sampler, problems: list[dict], n: int, first: int, seed: int, cfg) 
     return [response for group in groups for response in group]
 
 
+def decode(responses: list[tuple], tokenizer) -> list[str]:
+    """The texts of responses, on every rank; each decodes its share."""
+    own = [ids for ids, *_ in responses[rank() :: world()]]
+    return gather(tokenizer.batch_decode(own, skip_special_tokens=True), len(responses))
+
+
+def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
+    """1 where a response is right, else 0, float [len(texts)], on every rank; each verifies its share."""
+    own = verify_all(list(zip(texts, golds))[rank() :: world()])
+    return torch.tensor(gather(own, len(texts))).float()
+
+
 def grade(rollouts: Rollouts, tokenizer):
-    """Verify every response, each rank its share: rollouts.correct, and whether it has a box at all: rollouts.boxed."""
-    mine = range(rank(), len(rollouts.lengths), world())
-    texts = tokenizer.batch_decode([rollouts.batch.responses[i] for i in mine], skip_special_tokens=True)
-    right = verify_all([(text, rollouts.problems[i // rollouts.n]["answer"]) for text, i in zip(texts, mine)])
-    graded = gather([(x, last_boxed(text) is not None) for x, text in zip(right, texts)], len(rollouts.lengths))
-    rollouts.correct, rollouts.boxed = torch.tensor(graded).float().T.reshape(2, -1, rollouts.n)
+    """Decode and verify every response: rollouts.texts, rollouts.correct, and whether it has a box at all, boxed."""
+    rollouts.texts = decode(rollouts.responses, tokenizer)
+    golds = [p["answer"] for p in rollouts.problems for _ in range(rollouts.n)]
+    rollouts.correct = verified(rollouts.texts, golds).view(-1, rollouts.n)
+    boxed = [last_boxed(text) is not None for text in rollouts.texts]
+    rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
 
 
 def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg):
