@@ -116,18 +116,26 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
     special = isinstance(TEMPLATES.get(cfg.template, ""), str)  # a chat template writes its own special tokens
     for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
+        if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
+            row = row["reward_model"] | row
         problem = next((k for k in ("problem", "question", "prompt") if k in row), None)
-        answer = next((k for k in ("answer", "final_answer", "solution") if k in row), None)
+        answer = next((k for k in ("answer", "final_answer", "ground_truth", "solution") if k in row), None)
         if problem is None or answer is None:
             raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
-                             "prompt) and answer (or final_answer, solution)")  # fmt: skip
-        problem, answer = str(row[problem]), gold_answer(row[answer])
+                             "prompt) and answer (or final_answer, ground_truth, solution)")  # fmt: skip
+        worked, problem = answer == "solution", row[problem]
+        if isinstance(problem, list) and problem and isinstance(problem[-1], dict):  # the turns of a chat
+            problem = problem[-1].get("content")
+        problem, answer = str(problem or ""), row[answer]
+        if worked and last_boxed(str(answer)) is None and "####" not in str(answer):
+            answer = None  # a proof, or prose: it names no answer
+        answer = gold_answer(answer) if problem else ""
         text = render(problem, cfg.template, tokenizer)
         prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
         if answer and len(prompt) <= longest:
             problems.append(dict(problem=problem, answer=answer, text=text, prompt=prompt))
         else:
-            dropped[f"with a prompt over {longest} tokens" if answer else "without a usable answer"] += 1
+            dropped[f"with a prompt over {longest} tokens" if answer else "without a problem or a usable answer"] += 1
         if len(problems) == limit > 0:
             break
     if not problems:

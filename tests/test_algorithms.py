@@ -4,6 +4,7 @@ what keeps the files comparable: the same loop in the same order, small diffs, a
 import ast
 import difflib
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -442,6 +443,16 @@ def test_two_files_differ_by_the_algorithm_alone(one, other):
     changes = [line for line in difflib.unified_diff(body(one), body(other), n=0, lineterm="")
                if line[0] in "+-" and not line.startswith(("+++", "---"))]  # fmt: skip
     assert len(changes) <= 40, "\n".join(changes)
+
+
+def test_the_readme_shows_the_real_diff(tmp_path):
+    """raft.py against raft_pp.py, below their docstrings, without the places that `diff` names."""
+    below = [source(name).split('\n"""\n', 1)[1] for name in ("raft", "raft_pp")]
+    for name, text in zip("ab", below):
+        (tmp_path / name).write_text(text)
+    run = subprocess.run(["diff", tmp_path / "a", tmp_path / "b"], capture_output=True, text=True)
+    shown = (ROOT / "README.md").read_text().split("```diff\n")[1].split("```")[0]
+    assert shown.splitlines() == [line for line in run.stdout.splitlines() if line[0] in "<>-"]
 
 
 VERBS = "steps sync sample verify old_logprobs minibatches update log evaluate save finish".split()

@@ -77,6 +77,8 @@ import importlib, sys
 for name in {names}:
     sys.argv = [name + ".py", "--out", {folder!r} + "/" + name, *{flags}]
     importlib.import_module(name).main()
+sys.argv = ["grpo.py", "--out", {folder!r} + "/random", *{flags}, "--reward", "random:0.5"]
+importlib.import_module("grpo").main()
 """
 
 
@@ -100,6 +102,14 @@ def test_two_processes_do_what_one_does(two_processes, three, module):
     assert_near(two_processes / module.__name__, three(module))
     one, two = weights(three(module) / "final"), weights(two_processes / module.__name__ / "final")
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+@pytest.mark.slow
+def test_chance_does_not_depend_on_the_number_of_processes(two_processes, train, tmp_path):
+    flags = ["--steps", "3", "--save_every", "2", "--reward", "random:0.5"]
+    assert train(tmp_path / "run", *FEW, *flags) == 0
+    assert_near(two_processes / "random", tmp_path / "run")
+    assert any(row["reward"] != row["accuracy"] for row in metrics(tmp_path / "run"))
 
 
 # ------------------------------------------------------------------------------------------------ nothing to learn
