@@ -25,7 +25,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plot
-from policy import Policy, all_reduce, rank, start_processes
+from policy import Policy, all_reduce, rank, start_processes, world
 from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
 from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
@@ -79,6 +79,9 @@ class Config:
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss")
     tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)")
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: the memory knob of training")
+    shard_size: int = arg(0, "processes that share one copy of the trained state; fewer than all: one node (0: all)")
+    offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
+    compile: bool = arg(False, "torch.compile the transformer's blocks")
     sampler: Literal["auto", "hf"] = arg("auto", "hf: plain torch with a KV cache; auto: the best one installed")
     eval_data: str = arg("", "problems to evaluate on: tiny-test, tiny-hard, or as --data (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation")
@@ -213,7 +216,10 @@ class Run:
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
             fail(str(error).splitlines()[0])
-        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
+        if world() % (cfg.shard_size or 1):
+            fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
+        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro,
+                          shard_size=cfg.shard_size, offload=cfg.offload, compile=cfg.compile)  # fmt: skip
         self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
         self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
         self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
