@@ -7,6 +7,7 @@ A sampler is one class per engine behind one interface:
     exact           whether those logprobs are the trainer's own, so that no second pass is needed to compute them
 """
 
+import atexit
 import copy
 import functools
 import importlib.util
@@ -298,7 +299,8 @@ class VLLMSampler:
     the launcher. vLLM has no entropies, so they are NaN until the trainer's pass puts in its own. longest: tokens of
     prompt and response. memory: share of a GPU that the engine takes while it is awake. request_seeds: see sample()."""
 
-    exact, oldest, newest = False, (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
+    exact, engines = False, []
+    oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
 
     @classmethod
     def load(cls):
@@ -307,7 +309,7 @@ class VLLMSampler:
         for name, value in dict(LOGGING_LEVEL="ERROR", NO_USAGE_STATS=1, CPU_OMP_THREADS_BIND="nobind",
                                 CPU_KVCACHE_SPACE=1).items():  # GiB; on a GPU `memory` decides  # fmt: skip
             os.environ.setdefault(f"VLLM_{name}", str(value))
-        warnings.filterwarnings("ignore", module="vllm")
+        warnings.filterwarnings("ignore", module=r"vllm|torch\.distributed")
         try:
             import vllm
 
@@ -345,6 +347,10 @@ class VLLMSampler:
                              f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
         finally:
             torch.set_num_threads = set_num_threads
+        # A dying engine takes all process groups along, the trainer's too: it lives to the end, which is then its job.
+        self.engines.append(self.llm)
+        if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
+            atexit.unregister(dist.destroy_process_group)
         if rank() == 0:
             print(f"sampler: vLLM {version}, {world() // tp} engine(s) of {tp} process(es)")
 
@@ -409,10 +415,12 @@ class VLLMSampler:
 def choose_sampler(cfg):
     """What --sampler asks for, a function (policy, eos) -> sampler. Raises ValueError, as does that function: one line.
     auto: vLLM if it is installed and there is a GPU, else plain torch."""
-    missing, gpu = importlib.util.find_spec("vllm") is None, torch.cuda.is_available()
-    if cfg.sampler == "auto" and missing and gpu and rank() == 0:
-        print("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
-    if cfg.sampler == "hf" or cfg.sampler == "auto" and (missing or not gpu):
+    name, gpu = cfg.sampler, torch.cuda.is_available()
+    if name == "auto":
+        name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
+        if gpu and name == "hf" and rank() == 0:
+            print("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
+    if name == "hf":
         return TorchSampler
     VLLMSampler.load()
     return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
