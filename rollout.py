@@ -331,7 +331,8 @@ class VLLMSampler:
         size = policy.lm.config.vocab_size  # ids beyond the tokenizer's can't be sampled: this model ends before them
         self.vocab = min(policy.vocab or size, size)
         self.eos = sorted(token for token in eos if token < self.vocab)
-        set_num_threads = torch.set_num_threads  # which vLLM replaces for the whole process, on a CPU
+        set_num_threads, model = torch.set_num_threads, type(policy.lm.base_model)
+        start = model.__init__
         try:
             self.llm = LLM(
                 policy.lm.name_or_path, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm",
@@ -345,8 +346,11 @@ class VLLMSampler:
             lines = " ".join(str(error).split())[:500]
             raise ValueError(f"vLLM could not start: {lines} (flags: --vllm_memory {memory}, --tp {tp}, "
                              f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
-        finally:
+        finally:  # vLLM replaces the first on CPUs, and patches classes of transformers that it has no own version of
             torch.set_num_threads = set_num_threads
+            if model.__init__ is not start:
+                model.__init__ = start
+                del model.__call__
         # A dying engine takes all process groups along, the trainer's too: it lives to the end, which is then its job.
         self.engines.append(self.llm)
         if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):

@@ -23,6 +23,7 @@ import grpo
 import rollout
 from policy import Policy
 from rollout import Batch, TorchSampler, VLLMSampler, choose_sampler, render
+from transformers import AutoConfig, AutoModelForCausalLM
 
 END = 260  # the tiny model's end token
 PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
@@ -174,6 +175,34 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(tiny_path, prompts):
     responses = sample(sampler, prompts, n=16, new=32)
     assert max(x[0].max() for x in responses) < END and not any(x[3] for x in responses)
     assert mismatch(policy, prompts, responses).max() < 1e-4
+
+
+@needs_vllm
+@pytest.mark.parametrize("kind", ["llama", "olmo2"])
+def test_other_architectures(tmp_path, kind):
+    """Grouped heads, and a vocabulary that is larger than the tokenizer's. Llama: tied, frequencies scaled. OLMo-2: an
+    own head; vLLM runs transformers' class, and must leave that class as it was, which is the trainer's too."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=kind == "llama", eos_token_id=END,
+        pad_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    if kind == "llama":
+        config.rope_parameters = dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0,
+                                      high_freq_factor=4.0, original_max_position_embeddings=128)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "a")
+    policy = Policy(tmp_path / "a", "cpu", vocab=261)
+    sampler = VLLMSampler(policy, {END}, longest=128)
+    prompts = [np.arange(5, 25), np.arange(40, 47)]
+    for factor in (5, 1.1):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(factor)
+        sampler.sync(policy)
+        assert mismatch(policy, prompts, sample(sampler, prompts, n=8)).max() < 1e-4
+    policy.save_pretrained(tmp_path / "b")
+    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(policy.weights(), Policy(tmp_path / "b", "cpu").weights()))
 
 
 # ------------------------------------------------------------------------------------------------ weights
