@@ -195,10 +195,10 @@ def test_other_architectures(tmp_path, kind):
     policy = Policy(tmp_path / "a", "cpu", vocab=261)
     sampler = VLLMSampler(policy, {END}, longest=128)
     prompts = [np.arange(5, 25), np.arange(40, 47)]
-    for factor in (5, 1.1):
+    for factor in (3, 1.1):
         with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.mul_(factor)
+            for parameter in policy.lm.parameters():
+                parameter.mul_(factor if parameter.dim() > 1 else 1)
         sampler.sync(policy)
         assert mismatch(policy, prompts, sample(sampler, prompts, n=8)).max() < 1e-4
     policy.save_pretrained(tmp_path / "b")
