@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process
@@ -225,15 +225,14 @@ class Policy(nn.Module):
         self.requires_grad_(lr is not None).train(lr is not None)
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
-        for block in self.blocks() if compile else ():
-            block.compile()
+        [block.compile() for block in self.blocks() if compile]
         offload = offload and self.device.type == "cuda"
         if self.sharded:
             size = shard_size or world()
             shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
             mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
-            how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32))
-            how |= dict(offload_policy=CPUOffloadPolicy()) if offload else {}
+            how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+                       offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
             for block in self.blocks():
                 fully_shard(block, **how)
             fully_shard(self, **how)  # embedding and head in one unit: they may be tied

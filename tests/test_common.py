@@ -248,6 +248,7 @@ def test_clip_stats_count_as_ppo_does():
     assert (int(stats["clip_low"]), int(stats["clip_high"])) == (1, 1)
     assert float(stats["ratio_max"]) == pytest.approx(1.5)
     assert float(stats["mismatch"]) == pytest.approx(8 * 0.25)  # a sum over tokens, here of |new - sampler|
+    assert float(stats["mismatch_max"]) == pytest.approx(0.25)
 
 
 def test_clip_stats_use_both_bounds():
@@ -285,5 +286,5 @@ def test_kl_k3_has_the_mean_of_the_exact_kl():
 def test_the_metric_names_are_those_that_every_algorithm_shares():
     assert common.METRICS == (
         "step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-        "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train time_sync "
-        "tokens_per_second eval_accuracy").split()  # fmt: skip
+        "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
+        "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
