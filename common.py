@@ -49,6 +49,16 @@ def say(message: str):
         tqdm.write(message, file=sys.stdout)
 
 
+def _hint(kind, error, trace, show=sys.excepthook):
+    show(kind, error, trace)
+    if issubclass(kind, torch.OutOfMemoryError):
+        print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
+              "--offload true", file=sys.stderr)  # fmt: skip
+
+
+sys.excepthook = _hint
+
+
 # ======================================================================================================= config
 def arg(default, help):
     """A field of Config: its default, and the line that --help shows."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,14 @@ def test_the_error_of_a_real_process(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "did you mean --temperature" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_names_the_flags_to_lower(tmp_path):
+    script = "import common, torch; raise torch.OutOfMemoryError('CUDA out of memory')"
+    root = Path(common.__file__).parent
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1 and "--tokens_per_micro" in last and "--vllm_memory" in last
 
 
 # ------------------------------------------------------------------------------------------------ the clipped ratio
