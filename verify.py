@@ -2,10 +2,9 @@ r"""Is a response right? Extraction of the final answer and its comparison with 
 
 verify(response, gold) takes the last balanced \boxed{...}, else what follows the last "answer is", and compares it, the
 cheapest first: normalised strings, exact numbers, then sympy expressions by the rules of Math-Verify. Only that last step
-can hang or eat memory, so it runs in worker processes, each item under a deadline. Nothing raises or runs model output as
-code. Equal means exactly equal: 0.333 is not 1/3, and no tolerance makes 1/2^99 into 1/2^98."""
+can hang or eat memory, so it runs in worker processes, each item under a deadline. It never raises and never runs model
+output as code. Equal means exactly equal: 0.333 is not 1/3, and no tolerance makes 1/2^99 out of 1/2^98."""
 
-import atexit
 import json
 import os
 import random
@@ -22,10 +21,6 @@ if __name__ == "__main__":  # a worker; the training process imports none of it
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from math_verify import grader
-    from sympy.core.evalf import PrecisionExhausted
-    from sympy.core.function import AppliedUndef
-
-    EXACT_CASE = ConversionConfig(lowercase_symbols=False)  # R is not r
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 MEMORY = 400 * 2**20  # bytes of address space of a worker, which needs a fifth of that
@@ -36,15 +31,14 @@ timeouts = 0  # items this process has given up so far (deadline, memory, a dead
 # --- the text of an answer, from a response or a field of a data set ---
 
 INNER = r"[^{}\\]|\\."
-for _ in range(9):  # braces in braces; possessive, so hostile text costs no backtracking
+for _ in range(9):  # braces in braces; possessive (*+), so hostile text costs no backtracking
     INNER = rf"[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
-PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s*[:=])|####|答案\s*[是为:：]"
-                    r"|\banswer\s+(?=[$\\])|\$([^$\n]{1,200})\$\s+is\s+(?:the|our)\s+(?:answer|solution)\b", re.I)  # fmt: skip
+PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
+                    r"\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)  # fmt: skip
 FORMULA = r"(?:\$\$?[^$]+\$\$?|\\\((?:[^\\]|\\[^)])+\\\)|\\\[(?:[^\\]|\\[^\]])+\\\])"
 FORMULAS = re.compile(rf"{FORMULA}(?:\s*(?:,|,?\s*and|,?\s*or)\s*{FORMULA})*\s*(?:%|percent)?")
-FILLER = re.compile(r"(?:(?:therefore|thus|simply|just|clearly|exactly|about|approximately|equal to|given by|option|"
-                    r"choice|indeed|then|now|the|an?)\s+|[\s:*_`])*", re.I)  # fmt: skip
+FILLER = re.compile(r"(?:(?:therefore|thus|simply|exactly|about|equal to|option|then|now|the|an?)\s+|[\s:*_`])*", re.I)
 LAST = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 
 
@@ -61,18 +55,15 @@ def extract(response: str, strict: bool = True) -> str | None:
 
     After the phrase it is formulas, the letter of a choice, the one number in prose, or the rest of the sentence."""
     boxed, text = last_boxed(response), response[-20_000:]
-    if boxed is not None:
-        return boxed
-    phrase = [*PHRASE.finditer(text), None][-2:][0]
-    numbers = LAST.findall(text)
-    if phrase is None:
-        return numbers[-1] if numbers and not strict else None
-    text = phrase.group(1) or text[phrase.end() : phrase.end() + LONGEST]
+    phrases = list(PHRASE.finditer(text)) if boxed is None else []
+    if not phrases:
+        return boxed if boxed is not None or strict else next(reversed(LAST.findall(text)), None)
+    text = phrases[-1].group(1) or text[phrases[-1].end() :][:LONGEST]
     text = text[FILLER.match(text).end() :]
-    if match := FORMULAS.match(text):
-        return match.group()
-    text = re.split(r"\b(?:is|are|equals)\s", re.split(r"\n|<\||I hope|[.!?](?:\s|$)", text, maxsplit=1)[0])[-1]
-    text = text[FILLER.match(text).end() :].strip(' *_`"$')
+    if formulas := FORMULAS.match(text):
+        return formulas.group()
+    text = re.split(r"\n|<\||I hope|[.!?](?:\s|$)", text, maxsplit=1)[0]
+    text = re.split(r"\b(?:is|are|equals)\s", text)[-1].strip(' *_`"$')
     numbers = LAST.findall(text)
     if len(numbers) == 1 and "\\" not in text and len(re.findall(r"[A-Za-z]{2,}", text)) > 2:
         return numbers[0]
@@ -86,92 +77,69 @@ def gold_answer(answer, unit: str | None = None) -> str:
     if isinstance(answer, list | tuple):
         return ", ".join(gold_answer(part, unit) for part in answer)
     answer = "" if answer is None else str(answer)
-    boxed = last_boxed(answer)
+    boxed, unit = last_boxed(answer), (unit or "").strip("$ ")
     answer = re.sub(r"(\d)\.0$", r"\1", (answer.rpartition("####")[2] if boxed is None else boxed).strip())
-    unit = (unit or "").strip("$ ").replace("%", r"\%")
-    return answer + (rf" \text{{ {unit}}}" if re.fullmatch(r"[A-Za-z/^\d\\%]+", unit) and "=" not in answer else "")
+    return answer + rf" \text{{ {unit}}}" * bool(re.fullmatch(r"[A-Za-z/^\d]+", unit) and "=" not in answer)
 
 
 # --- one way of writing it ---
 
-UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": "",
-           "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ",
-           "√": r"\sqrt ", "½": r"\frac{1}{2}", "²": "^2", "³": "^3", "≈": r"\approx ", "，": ",", "’": "'"}  # fmt: skip
+SAME = dict(pair.split(" ", 1) for pair in (
+    r"− -|– -|× \times |· \cdot |π \pi |∞ \infty |° |≤ \le |≥ \ge |≠ \ne |∪ \cup |∈ \in |∅ \emptyset |± \pm |√ \sqrt |"
+    r"½ \frac{1}{2}|² ^2|³ ^3|≈ \approx |’ '|\dfrac \frac|\tfrac \frac|\cfrac \frac|\geqslant \ge |\geq \ge |>= \ge |"
+    r"\leqslant \le |\leq \le |<= \le |\neq \ne |!= \ne |\lt <|\gt >|\langle (|\rangle )|\varnothing \emptyset|\left |"
+    r"\right |\big |\Big |\displaystyle |\quad  |\qquad  |~  |\$ |$ |" "\0 |\x1f |" r'" |** ^|{bmatrix} {pmatrix}|'
+    r"\{\} \emptyset|\degree ").split("|"))  # fmt: skip
+SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta|infty"
 TEXT = r"\\(?:text\w*|[mh]box|math(?:rm|bf|it|sf|normal)|operatorname\*?)\s*\{\s*"
 UNIT = rf" ?(?:[ckm]m|[km]g|ml|in|ft|mi|hr|min|[ap]\.?m\.?)| (?!(?:{FUNCTIONS}|mod|times|if)\b)[A-Za-z]{{3,}}[A-Za-z. /]*"
-RULES = [(re.compile(pattern), new) for pattern, new in (
-    (r'\\?\$|["\0\x1f]|(?<!\\)\\[()\[\]]|\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])\.?', ""),
-    (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\\[dtc]frac(?![a-z])", r"\\frac"), (r"([bB]|small)matrix\}", "pmatrix}"),
-    (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""),  # thousands
-    (r"\\[!,;: ]|\\q?quad(?![a-z])|~|\s+", " "), (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z])", ""),
-    (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
-    (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
-    (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
-    (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (rf"(?<=\d)((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'),
-    (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"), (r"\\(max|min) *(?=\})", r"\1"),
-    (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
-    (r"\\(?:varnothing|empty)(?![a-z])|(?i:^no (?:real )?solutions?$|^(?:the )?empty set$)|\\\{\s*\\\}", r"\\emptyset"),
-    (r"(?:\\geqslant|\\geq|>=)(?![a-z])", r"\\ge "), (r"(?:\\leqslant|\\leq|<=)(?![a-z])", r"\\le "),
-    (r"(?:\\neq|!=)(?![a-z])", r"\\ne "), (r"\\lt(?![a-z])", "<"), (r"\\gt(?![a-z])", ">"),
-    (r"\\[lr]vert(?![a-z])", "|"), (r"\\langle(?![a-z])", "("), (r"\\rangle(?![a-z])", ")"),
-    (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
-    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[^{}\[\s\\])", r"\\sqrt{\1}"),
-    (r"\*\*", "^"), (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
-    (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
-    (r"(?<=\d) +(?=\d)", ","), (r"(\\[A-Za-z]+) +(?=[A-Za-z])", "\\1\x1f"), (r" +", ""), ("\x1f", " "),
-    (r"([\^_])\{(\w)\}", r"\1\2"), (r"^([0-9A-F]+)_\{?\(?(\d+)\)?\}?$", lambda match: str(int(match[1], int(match[2])))),
-    (r"(\d+)\.(\d*)\\(?:overline|bar)\{?(\d+)\}?", lambda match: repeating(*match.groups())),
-    (r"^([^:,()]+):([^:,()]+):([^:,()]+)$", r"(\\frac{\1}{\3},\\frac{\2}{\3})"), (r"^,+|[.,]+$|(?<=\d)\.(?=/)", ""),
-    (r"^([-+]?)\(?([\d.]+)\)?/\(?(-?[\d.]+)\)?(?=%?$)", r"\1\\frac{\2}{\3}"),
-    (r"^([^(\[,]*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda match: match[1] + match[2].replace(",", "")),
-)]  # fmt: skip
-UNITS = dict(pair.split("=") for pair in (
-    "meter=m metre=m kilometer=km centimeter=cm millimeter=mm mile=mi yard=yd foot=ft feet=ft inche=in inch=in second=s "
-    "sec=s minute=min hour=h hr=h gram=g kilogram=kg pound=lb ounce=oz liter=l litre=l dollar=$ cent=c am=am pm=pm m=m "
-    "km=km cm=cm mm=mm mi=mi ft=ft in=in s=s min=min h=h g=g kg=kg mg=mg lb=lb oz=oz ml=ml day=day week=week year=year "
-    "^=^ /=/ per=/ 2=2 3=3").split())  # fmt: skip
-SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,4}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,4}}\}}))?")
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
+SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
+REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
+RULES = [(re.compile(pattern), new) for pattern, new in (
+    (r"(?<!\\)\\[()\[\]]", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
+    (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),  # 1\,000 first
+    (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
+    (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
+    (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
+    (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?',
+     lambda match: r"\times10^{%d}" % {"t": 3, "m": 6, "b": 9}[match[2][0]] + match[1]),
+    (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
+    (r"\\(max|min) *(?=\})", r"\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
+    (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
+    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[^{}\[\s\\])", r"\\sqrt{\1}"),
+    (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
+    (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
+    (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","), (r" +", ""), ("\x1f", " "),
+    (r"([\^_])\{(\w)\}", r"\1\2"), (r"^([0-9A-F]+)_\{?\(?(\d+)\)?\}?$", lambda match: str(int(match[1], int(match[2])))),
+    (r"^([^:,()]+):([^:,()]+):([^:,()]+)$", r"(\\frac{\1}{\3},\\frac{\2}{\3})"), (r"^,+|[.,]+$|(?<=\d)\.(?=/)", ""),
+    (r"^([^(\[,]*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda match: match[1] + match[2].replace(",", "")),
+)]  # fmt: skip
 
 
-def repeating(whole: str, fixed: str, period: str) -> str:
-    """The fraction of a repeating decimal: ("0", "1", "6") is 0.1666..."""
-    top = int(whole + fixed + period) - int(whole + fixed)
-    return rf"\frac{{{top}}}{{{10 ** len(fixed) * (10 ** len(period) - 1)}}}"
+def number(text: str) -> Fraction | None:
+    """The exact value of a (normalised) decimal, fraction, mixed number or repeating decimal, else None."""
+    if match := DECIMAL.fullmatch(text):
+        return Fraction(match[1]) * Fraction(10) ** int((match[2] or match[3] or "0").strip("{}"))
+    if match := REPEATING.fullmatch(text):
+        return Fraction(match[1] + "0") + Fraction(int(match[3]), 10 ** len(match[2]) * (10 ** len(match[3]) - 1))
+    if not (match := FRACTION.fullmatch(text) or SLASH.fullmatch(text)) or not Fraction(match[4]):
+        return None
+    value = int(match[2] or 0) + Fraction(match[3]) / Fraction(match[4])
+    return -value if match[1] == "-" else value
 
 
 @lru_cache(4096)
 def normalise(answer: str) -> str:
-    r"""One way of writing an answer: 1,\!234 becomes 1234, \dfrac12 \frac{1}{2}, 5 \text{ cm} 5"cm", 90^\circ 90."""
-    answer = "".join(UNICODE.get(letter, letter) for letter in answer.strip())
+    r"""A form that equal answers mostly share, for votes too: 1,\!234 is 1234, \dfrac12 and 0.5 1/2, 5 \text{ cm} 5"cm"."""
+    answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
     for pattern, new in () if answer.isdecimal() else RULES:
         answer = pattern.sub(new, answer)
-    return answer
-
-
-def measured(text: str) -> tuple[str, str, int]:
-    r"""12"million km^2" is (12, km^2, 10**6); the unit is "" where none is known."""
-    value, _, unit = text.partition('"')
-    words, scale = unit.lower().replace(".", "").replace('"', ""), 1
-    for word, times in SCALES.items():
-        words, found = re.subn(rf"\b{word}s?\b", "", words)
-        scale *= times**found
-    names = [UNITS.get(word, UNITS.get(word.rstrip("s"), "?")) for word in re.findall(r"[a-z]+|[/^]|-?\d", words)]
-    return value, "" if "?" in names else "".join(names), scale
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of a (normalised) decimal, fraction or mixed number, else None."""
-    if match := DECIMAL.fullmatch(text):
-        return Fraction(match[1]) * Fraction(10) ** int((match[2] or match[3] or "0").strip("{}"))
-    sign, whole, top, bottom = match.groups() if (match := FRACTION.fullmatch(text)) else ("", "", 0, 0)
-    if not Fraction(bottom):
-        return None
-    value = int(whole or 0) + Fraction(top) / Fraction(bottom)
-    return -value if sign == "-" else value
+    value = number(answer)
+    return answer if value is None else str(value)
 
 
 @lru_cache(4096)
@@ -182,18 +150,25 @@ def quick(answer: str, gold: str) -> bool | None:
         return bool(answer)
     if re.fullmatch(r"\(?[A-J]\)?", gold) and (match := re.fullmatch(r"\(?([A-J])\)?(?:[.:)].*)?", answer)):
         return match[1] in gold
-    if gold.isalpha() and answer.isalpha() and len(gold) > 3:
+    if gold.isalpha() and answer.isalpha() and len(gold) > 2:  # Yes, east; hardly a product
         return answer.casefold() == gold.casefold()
     if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; what dots stand for is not known
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
-    (a, unit, scale), (g, gold_unit, gold_scale) = measured(answer), measured(gold)
-    if unit and gold_unit and unit != gold_unit or re.search(r"\^\{[^{}^]*\^\{[^{}^]*\^", answer):  # a tower
+    (a, _, unit), (g, _, gold_unit) = answer.partition('"'), gold.partition('"')
+    if other_unit(unit, gold_unit) or re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # a tower of powers
         return False
     x, y = number(a.rstrip("%")), number(g.rstrip("%"))
     if x is None or y is None:
         return None
-    percent = {a.endswith("%") - g.endswith("%"), 0}  # 50% is as good as 50 or 0.5
-    return any(x * scale == y * gold_scale * 100**power for power in percent)
+    return x == y or x == y * Fraction(100) ** (a.endswith("%") - g.endswith("%"))  # 50% is as good as 50 or 0.5
+
+
+def other_unit(unit: str, gold: str) -> bool:
+    """Whether two stated units differ: cm and cm^2, m and km; but not cm and centimetres."""
+    units = [re.sub(r"cubic(.*)", r"\1^3", re.sub(r"(?:square|sq)(.*)", r"\1^2", re.sub('[". ]', "", text.lower())))
+             for text in (unit, gold)]  # fmt: skip
+    (x, power), (y, gold_power) = [re.fullmatch(r"(.*?)s?(\^.*)?", text).groups() for text in units]
+    return bool(x and y) and (power != gold_power or (x != y if (len(x) > 3) == (len(y) > 3) else x[0] != y[0]))
 
 
 # --- in a worker: Math-Verify's comparison of sympy expressions, with its leaves replaced by exact ones ---
@@ -202,8 +177,9 @@ def quick(answer: str, gold: str) -> bool | None:
 @lru_cache(512)
 def parse(text: str):
     """The unevaluated sympy expression of a normalised answer, as Math-Verify's parser reads it, its decimals exact."""
-    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", measured(text)[0].replace("*", r"\cdot ").rstrip("%"))
-    tree = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=EXACT_CASE)
+    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text.partition('"')[0].replace("*", r"\cdot ").rstrip("%"))
+    case = ConversionConfig(lowercase_symbols=False)  # R is not r
+    tree = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=case)
     changes = {value: sympy.Rational(str(value)) for value in tree.atoms(sympy.Float)}
     changes |= {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i" and r"\sum" not in text}
     return tree.xreplace(changes) if changes else tree
@@ -224,7 +200,7 @@ def is_zero(tree) -> bool:
     for point in points(tree.free_symbols):
         try:
             value = tree.evalf(15, subs=point, maxn=150, strict=True)
-        except PrecisionExhausted:
+        except sympy.core.evalf.PrecisionExhausted:
             value = sympy.S.Zero
         if not value.is_number:  # of functions that nobody defined
             return sympy.simplify(tree) == 0
@@ -266,8 +242,8 @@ def work():
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         try:
             answer, gold = map(parse, json.loads(line))
-            first = grader.take_first_relation(answer).lhs if grader.is_equation(answer) else None
-            named = first is None or grader.is_assignment_relation(answer) or isinstance(first, AppliedUndef)
+            named = not grader.is_equation(answer) or grader.is_assignment_relation(answer) or isinstance(
+                grader.take_first_relation(answer).lhs, sympy.core.function.AppliedUndef)  # fmt: skip
             right = named or grader.is_relation(gold)  # 2x=4 is no way of saying 4
             right = right and grader.sympy_expr_eq(gold, answer, 6, 15, allow_set_relation_comp=True)
         except MemoryError:
@@ -279,22 +255,13 @@ def work():
 
 # --- the workers, and what others call ---
 
-_idle = []  # workers without an item
-os.register_at_fork(after_in_child=_idle.clear)
+_idle = []  # workers without an item; when this process ends, so do they, with their stdin
 
 
 def start() -> subprocess.Popen:
-    """A new worker: its own session spares it Ctrl-C, and it ends when its stdin does."""
+    """A new worker, in a session of its own, which spares it Ctrl-C."""
     return subprocess.Popen([sys.executable, "-P", __file__, "--worker"], bufsize=0, stdin=subprocess.PIPE,
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-
-
-@atexit.register
-def stop(workers=_idle):
-    """Kill workers."""
-    for worker in workers:
-        with worker:
-            worker.kill()
 
 
 def in_workers(items: list[tuple[str, str]]) -> list[bool]:
@@ -319,18 +286,14 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
                     _idle.append(worker)
                     del jobs[worker]
                 elif reply == b"" or time.monotonic() > deadline:
-                    stop([worker])
                     timeouts += 1
                     del jobs[worker]
+                    with worker:
+                        worker.kill()
     finally:
-        stop(jobs)  # none, but after an interrupt
+        for worker in jobs:  # none, but after an interrupt
+            worker.kill()
     return right
-
-
-def canonical(answer: str) -> str:
-    """A cheap form that equal answers mostly share: for counting votes."""
-    value = number(normalise(answer)) if len(answer) <= LONGEST else None
-    return str(value) if value is not None else normalise(answer[:LONGEST])
 
 
 def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
