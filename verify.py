@@ -1,25 +1,24 @@
 r"""Is a response right? Extraction of the final answer and its comparison with the gold answer; no torch in here.
 
 verify(response, gold) takes the last balanced \boxed{...}, else what follows the last "answer is", and compares it, the
-cheapest first: normalised strings, exact numbers, then sympy expressions by the rules of Math-Verify. Only that last step
+cheapest first: normalised strings, exact numbers, then sympy expressions by the rules of Math-Verify. Only that last
 can hang or eat memory, so it runs in worker processes, each item under a deadline. It never raises and never runs model
 output as code. Equal means exactly equal: 0.333 is not 1/3, and no tolerance makes 1/2^99 out of 1/2^98."""
 
 import json
 import os
-import random
 import re
 import resource
 import subprocess
 import sys
 import time
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.connection import wait  # poll() for pipes; no other multiprocessing
 
 if __name__ == "__main__":  # a worker; the training process imports none of it
     import sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
@@ -44,16 +43,14 @@ LAST = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last \boxed{...} whose braces balance (or \fbox{...}, \boxed 4); None without one."""
-    boxes = BOX.findall(text)
-    content = boxes[-1][0] or boxes[-1][1] if boxes else None
-    inner = last_boxed(content) if content else None
-    return content if inner is None else inner
+    content = None
+    while boxes := BOX.findall(text):  # and those in the box
+        content = text = boxes[-1][0] or boxes[-1][1]
+    return content
 
 
 def extract(response: str, strict: bool = True) -> str | None:
-    """The final answer of a response: last box, else after the last "answer is", else (not strict) the last number.
-
-    After the phrase it is formulas, the letter of a choice, the one number in prose, or the rest of the sentence."""
+    """The final answer of a response: last box, else after the last "answer is", else (not strict) the last number."""
     boxed, text = last_boxed(response), response[-20_000:]
     phrases = list(PHRASE.finditer(text)) if boxed is None else []
     if not phrases:
@@ -62,18 +59,15 @@ def extract(response: str, strict: bool = True) -> str | None:
     text = text[FILLER.match(text).end() :]
     if formulas := FORMULAS.match(text):
         return formulas.group()
-    text = re.split(r"\n|<\||I hope|[.!?](?:\s|$)", text, maxsplit=1)[0]
+    text = re.split(r"\n|<\||I hope|[.!?](?:\s|$)", text, maxsplit=1)[0]  # a sentence
     text = re.split(r"\b(?:is|are|equals)\s", text)[-1].strip(' *_`"$')
-    numbers = LAST.findall(text)
-    if len(numbers) == 1 and "\\" not in text and len(re.findall(r"[A-Za-z]{2,}", text)) > 2:
-        return numbers[0]
-    return re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)
+    numbers, prose = LAST.findall(text), re.search(r"^[^\\]*[a-z]{2} [^\\]*[a-z]{2} [^\\]*[a-z]{2}[^\\]*$", text)
+    return numbers[0] if prose and len(numbers) == 1 else re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)  # choice
 
 
 def gold_answer(answer, unit: str | None = None) -> str:
-    """The gold answer in a data set's field: what is boxed, or follows ####, or all of it; all elements of a list.
-
-    unit: one that the data set states (OlympiadBench); with it, an answer in another unit is wrong."""
+    """The gold answer in a data set's field: what is boxed, or follows ####, or all of it, with the unit, which makes an
+    answer in another unit wrong; all elements of a list."""
     if isinstance(answer, list | tuple):
         return ", ".join(gold_answer(part, unit) for part in answer)
     answer = "" if answer is None else str(answer)
@@ -106,7 +100,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
     (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?',
-     lambda match: r"\times10^{%d}" % {"t": 3, "m": 6, "b": 9}[match[2][0]] + match[1]),
+     lambda match: r"\times10^" + {"t": "3", "m": "6", "b": "9"}[match[2][0]] + match[1]),
     (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
     (r"\\(max|min) *(?=\})", r"\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
     (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
@@ -154,21 +148,17 @@ def quick(answer: str, gold: str) -> bool | None:
         return answer.casefold() == gold.casefold()
     if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; what dots stand for is not known
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
-    (a, _, unit), (g, _, gold_unit) = answer.partition('"'), gold.partition('"')
-    if other_unit(unit, gold_unit) or re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # a tower of powers
+    (a, _, *units), (g, _, gold_unit) = answer.partition('"'), gold.partition('"')
+    units.append(gold_unit)
+    (u, power), (v, gold_power) = (re.fullmatch(r"(.*?)s?((?:\^.*)?)", text.strip('".').lower()).groups() for text in units)
+    if u and v and (power != gold_power or u[0] != v[0] or u != v and (len(u) < 4) == (len(v) < 4)):  # cm, m; not hr, hour
+        return False
+    if re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # a tower of powers
         return False
     x, y = number(a.rstrip("%")), number(g.rstrip("%"))
     if x is None or y is None:
         return None
     return x == y or x == y * Fraction(100) ** (a.endswith("%") - g.endswith("%"))  # 50% is as good as 50 or 0.5
-
-
-def other_unit(unit: str, gold: str) -> bool:
-    """Whether two stated units differ: cm and cm^2, m and km; but not cm and centimetres."""
-    units = [re.sub(r"cubic(.*)", r"\1^3", re.sub(r"(?:square|sq)(.*)", r"\1^2", re.sub('[". ]', "", text.lower())))
-             for text in (unit, gold)]  # fmt: skip
-    (x, power), (y, gold_power) = [re.fullmatch(r"(.*?)s?(\^.*)?", text).groups() for text in units]
-    return bool(x and y) and (power != gold_power or (x != y if (len(x) > 3) == (len(y) > 3) else x[0] != y[0]))
 
 
 # --- in a worker: Math-Verify's comparison of sympy expressions, with its leaves replaced by exact ones ---
@@ -186,17 +176,18 @@ def parse(text: str):
 
 
 def points(symbols):
-    """Values for the symbols, eight times: whole ones for names such as n, and at the last places one is negative."""
+    """Eight places to look at: each symbol gets a fraction, n and its like whole numbers; at last one is negative."""
     for k in range(8 if symbols else 1):
-        draw, symbols = random.Random(k), sorted(symbols, key=str)
-        yield {symbol: sympy.Integer(draw.randint(2, 25)) if symbol.name[0] in "jklmnN" else
-               sympy.Rational(draw.randint(5, 99) * (-1 if k > 4 and i == k % len(symbols) else 1), 41)
-               for i, symbol in enumerate(symbols)}  # fmt: skip
+        numbers = [(13 + 31 * i + 17 * k) % 97 * (-1 if k > 4 and i == k % len(symbols) else 1) for i in range(len(symbols))]
+        yield {symbol: sympy.Integer(value % 23 + 2) if symbol.name[0] in "jklmnN" else sympy.Rational(value or 5, 41)
+               for symbol, value in zip(sorted(symbols, key=str), numbers)}  # fmt: skip
 
 
-def is_zero(tree) -> bool:
-    """Whether an expression is 0: to 150 digits at points where it is real, and exactly so if it is rational."""
-    zeros = 0
+def equal(gold, answer, *_) -> bool:
+    """Whether two expressions are: to 150 digits wherever their difference is real, exactly so if that is rational."""
+    if gold.is_Matrix or answer.is_Matrix:
+        return all(equal(entry, sympy.S.Zero) for entry in sympy.Matrix(gold.doit() - answer.doit()))
+    tree, zeros = sympy.Add(gold, sympy.Mul(-1, answer, evaluate=False), evaluate=False), 0
     for point in points(tree.free_symbols):
         try:
             value = tree.evalf(15, subs=point, maxn=150, strict=True)
@@ -210,14 +201,6 @@ def is_zero(tree) -> bool:
     return zeros > 0 and not ((tree := tree.doit()).is_Rational and tree != 0)
 
 
-def equal(gold, answer, *_) -> bool:
-    """Whether two expressions or matrices are equal."""
-    if getattr(gold, "is_Matrix", False) or getattr(answer, "is_Matrix", False):
-        gold, answer = sympy.Matrix(gold.doit()), sympy.Matrix(answer.doit())
-        return gold.shape == answer.shape and all(map(equal, gold, answer))
-    return is_zero(sympy.Add(gold, sympy.Mul(-1, answer, evaluate=False), evaluate=False))
-
-
 def equivalent(gold, answer, *_) -> bool:
     """Whether two (chains of) equations or inequalities say the same: their differences are equal up to a factor."""
     golds, answers = (list(getattr(relation, "_unsorted_args", [relation])) for relation in (gold, answer))
@@ -227,7 +210,7 @@ def equivalent(gold, answer, *_) -> bool:
     for point in points(f.free_symbols) if gold != answer else ():
         u, v = f.subs(point), g.subs(point)
         if u.is_real and v.is_real and u * v != 0:
-            return answer.func == (gold.func if u * v > 0 else gold.reversed.func) and is_zero(f * v - g * u)
+            return answer.func == (gold.func if u * v > 0 else gold.reversed.func) and equal(f * v, g * u)
     return gold == answer
 
 
@@ -242,9 +225,8 @@ def work():
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         try:
             answer, gold = map(parse, json.loads(line))
-            named = not grader.is_equation(answer) or grader.is_assignment_relation(answer) or isinstance(
-                grader.take_first_relation(answer).lhs, sympy.core.function.AppliedUndef)  # fmt: skip
-            right = named or grader.is_relation(gold)  # 2x=4 is no way of saying 4
+            name = grader.take_first_relation(answer).lhs if grader.is_equation(answer) else sympy.Symbol("x")
+            right = name.is_Function or is_expr_of_only_symbols(name) or grader.is_relation(gold)  # 2x=4 is not 4
             right = right and grader.sympy_expr_eq(gold, answer, 6, 15, allow_set_relation_comp=True)
         except MemoryError:
             return
@@ -255,13 +237,9 @@ def work():
 
 # --- the workers, and what others call ---
 
-_idle = []  # workers without an item; when this process ends, so do they, with their stdin
-
-
-def start() -> subprocess.Popen:
-    """A new worker, in a session of its own, which spares it Ctrl-C."""
-    return subprocess.Popen([sys.executable, "-P", __file__, "--worker"], bufsize=0, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+_idle = []  # workers without an item; when this process ends their stdin does, and so do they
+start = partial(subprocess.Popen, [sys.executable, "-P", __file__, "--worker"], bufsize=0, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
 
 def in_workers(items: list[tuple[str, str]]) -> list[bool]:
