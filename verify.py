@@ -191,8 +191,8 @@ def equal(gold, answer, *_) -> bool:
     for point in points(tree.free_symbols):
         try:
             value = tree.evalf(15, subs=point, maxn=150, strict=True)
-        except sympy.core.evalf.PrecisionExhausted:
-            value = sympy.S.Zero
+        except sympy.core.evalf.PrecisionExhausted:  # 0, or next to large numbers that cancel
+            value = sympy.S.Zero if abs(tree.evalf(15, subs=point, maxn=150)) < 1e-60 else sympy.S.One
         if not value.is_number:  # of functions that nobody defined
             return sympy.simplify(tree) == 0
         if value.is_zero is False and (value.is_real or not point):
@@ -218,6 +218,7 @@ def work():
     """Reads lines with an answer and a gold answer from stdin, writes a dot when it picks one up and then 1 or 0."""
     grader.sympy_numeric_eq = grader.sympy_compare_symbols = equal
     grader.sympy_symbolic_eq, grader.sympy_compare_relational = lambda *_: False, equivalent
+    equal(*map(parse, (r"\frac{\sqrt{2x^2-1}+3}{2\pi}", r"(1+x_1)\cdot5^{-n}")))  # the first time is slow
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin.buffer:
         os.write(1, b".")
