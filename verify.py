@@ -1,9 +1,8 @@
 r"""Is a response right? Extraction of the final answer and its comparison with the gold answer; no torch in here.
 
-verify(response, gold) takes the last balanced \boxed{...}, else what follows the last "answer is", and compares it, the
-cheapest first: normalised strings, exact numbers, then sympy expressions by the rules of Math-Verify. Only that last
-can hang or eat memory, so it runs in worker processes, each item under a deadline. It never raises and never runs model
-output as code. Equal means exactly equal: 0.333 is not 1/3, and no tolerance makes 1/2^99 out of 1/2^98."""
+The last balanced \boxed{...}, else what follows the last "answer is", is compared, the cheapest first: strings, exact
+numbers, sympy expressions by the rules of Math-Verify; these in worker processes under a deadline, for they can hang.
+Nothing raises or runs model output as code. Equal is exactly equal: 0.333 is not 1/3, nor 1/2^99 like 1/2^98."""
 
 import json
 import os
@@ -35,8 +34,7 @@ for _ in range(9):  # braces in braces; possessive (*+), so hostile text costs n
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
                     r"\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)  # fmt: skip
-FORMULA = r"(?:\$\$?[^$]+\$\$?|\\\((?:[^\\]|\\[^)])+\\\)|\\\[(?:[^\\]|\\[^\]])+\\\])"
-FORMULAS = re.compile(rf"{FORMULA}(?:\s*(?:,|,?\s*and|,?\s*or)\s*{FORMULA})*\s*(?:%|percent)?")
+FORMULA = re.compile(r"(\$\$|\$|\\\(|\\\[)(.+?)(?:\$|\\\)|\\\])\s*(%|percent)?", re.DOTALL)
 FILLER = re.compile(r"(?:(?:therefore|thus|simply|exactly|about|equal to|option|then|now|the|an?)\s+|[\s:*_`])*", re.I)
 LAST = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 
@@ -57,17 +55,17 @@ def extract(response: str, strict: bool = True) -> str | None:
         return boxed if boxed is not None or strict else next(reversed(LAST.findall(text)), None)
     text = phrases[-1].group(1) or text[phrases[-1].end() :][:LONGEST]
     text = text[FILLER.match(text).end() :]
-    if formulas := FORMULAS.match(text):
-        return formulas.group()
+    if formula := FORMULA.match(text):
+        return formula[2] + (formula[3] or "")
     text = re.split(r"\n|<\||I hope|[.!?](?:\s|$)", text, maxsplit=1)[0]  # a sentence
     text = re.split(r"\b(?:is|are|equals)\s", text)[-1].strip(' *_`"$')
-    numbers, prose = LAST.findall(text), re.search(r"^[^\\]*[a-z]{2} [^\\]*[a-z]{2} [^\\]*[a-z]{2}[^\\]*$", text)
+    numbers, prose = LAST.findall(text), "\\" not in text and len(re.findall("[a-z]{2,}", text)) > 2
     return numbers[0] if prose and len(numbers) == 1 else re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)  # choice
 
 
 def gold_answer(answer, unit: str | None = None) -> str:
-    """The gold answer in a data set's field: what is boxed, or follows ####, or all of it, with the unit, which makes an
-    answer in another unit wrong; all elements of a list."""
+    """The gold answer in a data set's field: what is boxed, or follows ####, or all of it; all elements of a list. With
+    a unit, as OlympiadBench states it, an answer in another unit is wrong."""
     if isinstance(answer, list | tuple):
         return ", ".join(gold_answer(part, unit) for part in answer)
     answer = "" if answer is None else str(answer)
@@ -85,30 +83,33 @@ SAME = dict(pair.split(" ", 1) for pair in (
     r"\right |\big |\Big |\displaystyle |\quad  |\qquad  |~  |\$ |$ |" "\0 |\x1f |" r'" |** ^|{bmatrix} {pmatrix}|'
     r"\{\} \emptyset|\degree ").split("|"))  # fmt: skip
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
-FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta|infty"
+FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta"
 TEXT = r"\\(?:text\w*|[mh]box|math(?:rm|bf|it|sf|normal)|operatorname\*?)\s*\{\s*"
-UNIT = rf" ?(?:[ckm]m|[km]g|ml|in|ft|mi|hr|min|[ap]\.?m\.?)| (?!(?:{FUNCTIONS}|mod|times|if)\b)[A-Za-z]{{3,}}[A-Za-z. /]*"
+UNIT = rf" ?(?:[ckm]m|[km]g|ml|in|ft|mi|hr|min|[ap]\.?m\.?)| (?!(?:{FUNCTIONS}|mod|if)\b)[A-Za-z]{{3,}}[A-Za-z. /]*"
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
-DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,4}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,4}}\}}))?")
+DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,3}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,3}}\}}))?")
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
 SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
 REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
 RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"(?<!\\)\\[()\[\]]", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
+    (rf"^(?:{TEXT})?(?i:no (?:real )?solutions?|(?:the )?empty set)\}}?$", r"\\emptyset"),
     (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),  # 1\,000 first
     (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
     (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
     (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?',
      lambda match: r"\times10^" + {"t": "3", "m": "6", "b": "9"}[match[2][0]] + match[1]),
-    (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
-    (r"\\(max|min) *(?=\})", r"\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
+    (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (r"\\(max|min) *(?=\})", r"\1"),
+    (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
     (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[^{}\[\s\\])", r"\\sqrt{\1}"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
     (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
     (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","), (r" +", ""), ("\x1f", " "),
-    (r"([\^_])\{(\w)\}", r"\1\2"), (r"^([0-9A-F]+)_\{?\(?(\d+)\)?\}?$", lambda match: str(int(match[1], int(match[2])))),
+    (r"([\^_])\{(\w)\}", r"\1\2"),
+    (r"^(\d[\dA-F]*)_\{?\(?([2-9]|1[0-6])\)?\}?$", lambda match: str(int(match[1], int(match[2])))
+     if all(int(digit, 16) < int(match[2]) for digit in match[1]) else match[0]),
     (r"^([^:,()]+):([^:,()]+):([^:,()]+)$", r"(\\frac{\1}{\3},\\frac{\2}{\3})"), (r"^,+|[.,]+$|(?<=\d)\.(?=/)", ""),
     (r"^([^(\[,]*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda match: match[1] + match[2].replace(",", "")),
 )]  # fmt: skip
@@ -128,7 +129,7 @@ def number(text: str) -> Fraction | None:
 
 @lru_cache(4096)
 def normalise(answer: str) -> str:
-    r"""A form that equal answers mostly share, for votes too: 1,\!234 is 1234, \dfrac12 and 0.5 1/2, 5 \text{ cm} 5"cm"."""
+    r"""A form that equal answers mostly share, also for votes: 1,\!234 is 1234, \dfrac12 1/2, 5 \text{ cm} 5"cm"."""
     answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
     for pattern, new in () if answer.isdecimal() else RULES:
         answer = pattern.sub(new, answer)
@@ -137,9 +138,11 @@ def normalise(answer: str) -> str:
 
 
 @lru_cache(4096)
-def quick(answer: str, gold: str) -> bool | None:
-    """Whether two answers are equal if text and exact numbers decide that, else None."""
+def quick(answer: str, gold: str) -> bool | tuple[str, str]:
+    """Whether two answers are equal if text and exact numbers decide that, else what a worker is to compare."""
     answer, gold = normalise(answer), normalise(gold)
+    if ("=" in answer) != ("=" in gold):  # x=5 is as good as 5
+        answer, gold = (normalise(re.sub(r"^[A-Za-z](?:_\w|_\{\w+\})?=", "", text)) for text in (answer, gold))
     if not answer or answer == gold:
         return bool(answer)
     if re.fullmatch(r"\(?[A-J]\)?", gold) and (match := re.fullmatch(r"\(?([A-J])\)?(?:[.:)].*)?", answer)):
@@ -148,16 +151,13 @@ def quick(answer: str, gold: str) -> bool | None:
         return answer.casefold() == gold.casefold()
     if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; what dots stand for is not known
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
-    (a, _, *units), (g, _, gold_unit) = answer.partition('"'), gold.partition('"')
-    units.append(gold_unit)
-    (u, power), (v, gold_power) = (re.fullmatch(r"(.*?)s?((?:\^.*)?)", text.strip('".').lower()).groups() for text in units)
-    if u and v and (power != gold_power or u[0] != v[0] or u != v and (len(u) < 4) == (len(v) < 4)):  # cm, m; not hr, hour
-        return False
-    if re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # a tower of powers
+    (a, _, u), (g, _, v) = answer.partition('"'), gold.partition('"')
+    other_unit = u and v and (u[0] != v[0] or u[-3:-1] != v[-3:-1] and (len(u) < 5 > len(v) or "^" in u + v))
+    if other_unit or re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # cm and m, cm^2 and cm; a tower of powers
         return False
     x, y = number(a.rstrip("%")), number(g.rstrip("%"))
     if x is None or y is None:
-        return None
+        return answer, gold
     return x == y or x == y * Fraction(100) ** (a.endswith("%") - g.endswith("%"))  # 50% is as good as 50 or 0.5
 
 
@@ -172,27 +172,27 @@ def parse(text: str):
     tree = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=case)
     changes = {value: sympy.Rational(str(value)) for value in tree.atoms(sympy.Float)}
     changes |= {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i" and r"\sum" not in text}
-    return tree.xreplace(changes) if changes else tree
-
-
-def points(symbols):
-    """Eight places to look at: each symbol gets a fraction, n and its like whole numbers; at last one is negative."""
-    for k in range(8 if symbols else 1):
-        numbers = [(13 + 31 * i + 17 * k) % 97 * (-1 if k > 4 and i == k % len(symbols) else 1) for i in range(len(symbols))]
-        yield {symbol: sympy.Integer(value % 23 + 2) if symbol.name[0] in "jklmnN" else sympy.Rational(value or 5, 41)
-               for symbol, value in zip(sorted(symbols, key=str), numbers)}  # fmt: skip
+    tree = tree.xreplace(changes) if changes else tree
+    if isinstance(tree, sympy.FiniteSet) and all(part.is_Relational and not part.is_Equality for part in tree.args):  # x<1 or x>2
+        return sympy.Union(*(part.as_set() for part in tree.args))
+    return tree
 
 
 def equal(gold, answer, *_) -> bool:
-    """Whether two expressions are: to 150 digits wherever their difference is real, exactly so if that is rational."""
+    """Whether two expressions are: to 80 digits wherever their difference is real, exactly so if that is rational."""
     if gold.is_Matrix or answer.is_Matrix:
         return all(equal(entry, sympy.S.Zero) for entry in sympy.Matrix(gold.doit() - answer.doit()))
     tree, zeros = sympy.Add(gold, sympy.Mul(-1, answer, evaluate=False), evaluate=False), 0
-    for point in points(tree.free_symbols):
+    symbols = sorted(tree.free_symbols, key=str)
+    for k in range(5 if symbols else 1):  # n and its like are whole numbers; at the last points one number is negative
+        values = [(13 + 31 * i + 17 * k) % 97 or 5 for i in range(len(symbols))]
+        point = {symbol: sympy.Integer(value % 23 + 2) if symbol.name[0] in "jklmnN" else
+                 sympy.Rational(-value if k > 2 and symbol == symbols[k % len(symbols)] else value, 41)
+                 for symbol, value in zip(symbols, values)}  # fmt: skip
         try:
-            value = tree.evalf(15, subs=point, maxn=150, strict=True)
+            value = tree.evalf(15, subs=point, maxn=80, strict=True)
         except sympy.core.evalf.PrecisionExhausted:  # 0, or next to large numbers that cancel
-            value = sympy.S.Zero if abs(tree.evalf(15, subs=point, maxn=150)) < 1e-60 else sympy.S.One
+            value = sympy.S.Zero if abs(tree.evalf(15, subs=point, maxn=80)) < 1e-40 else sympy.S.One
         if not value.is_number:  # of functions that nobody defined
             return sympy.simplify(tree) == 0
         if value.is_zero is False and (value.is_real or not point):
@@ -207,11 +207,11 @@ def equivalent(gold, answer, *_) -> bool:
     if len(golds) > 1 or len(answers) > 1:
         return len(golds) == len(answers) and all(any(equivalent(g, a) for a in answers) for g in golds)
     f, g = gold.lhs - gold.rhs, answer.lhs - answer.rhs
-    for point in points(f.free_symbols) if gold != answer else ():
-        u, v = f.subs(point), g.subs(point)
-        if u.is_real and v.is_real and u * v != 0:
-            return answer.func == (gold.func if u * v > 0 else gold.reversed.func) and equal(f * v, g * u)
-    return gold == answer
+    point = {symbol: sympy.Integer(7 + 6 * i) for i, symbol in enumerate(sorted(f.free_symbols, key=str))}
+    u, v = f.evalf(15, subs=point), g.evalf(15, subs=point)
+    if gold == answer or not (u.is_real and v.is_real and u * v != 0):
+        return gold == answer
+    return answer.func == (gold.func if u * v > 0 else gold.reversed.func) and equal(f * g.subs(point), g * f.subs(point))
 
 
 def work():
@@ -261,14 +261,13 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
                 if reply == b".":
                     jobs[worker] = place, time.monotonic() + DEADLINE
                 elif reply:
-                    right[place] = reply == b"1"
+                    right[place], jobs[worker] = reply == b"1", None
                     _idle.append(worker)
-                    del jobs[worker]
                 elif reply == b"" or time.monotonic() > deadline:
-                    timeouts += 1
-                    del jobs[worker]
+                    timeouts, jobs[worker] = timeouts + 1, None
                     with worker:
                         worker.kill()
+            jobs = {worker: job for worker, job in jobs.items() if job}
     finally:
         for worker in jobs:  # none, but after an interrupt
             worker.kill()
@@ -284,11 +283,11 @@ def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
             right = quick(answer, gold) if max(len(answer), len(gold)) <= LONGEST else answer.strip() == gold
         except Exception:  # a limit of Python's, on hostile text
             right = False
-        if right is None:
+        if isinstance(right, tuple):
             if not _idle and not hard:
                 _idle.append(start())  # it imports meanwhile
-            hard.setdefault((normalise(answer), normalise(gold)), []).append(len(results))
-        results.append(bool(right))
+            hard.setdefault(right, []).append(len(results))
+        results.append(right is True)
     for places, right in zip(hard.values(), in_workers(list(hard))):
         for place in places:
             results[place] = right
