@@ -98,8 +98,8 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
     (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
-    (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?',
-     lambda match: r"\times10^" + {"t": "3", "m": "6", "b": "9"}[match[2][0]] + match[1]),
+    (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?', lambda match:
+     r"\times10^" + {"t": "3", "m": "6", "b": "9"}[match[2][0]] + match[1]),
     (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (r"\\(max|min) *(?=\})", r"\1"),
     (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
     (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
