@@ -33,7 +33,7 @@ for _ in range(9):  # braces in braces; possessive (*+), so hostile text costs n
     INNER = rf"[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
-                    r"\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)  # fmt: skip
+                    r"\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)
 FORMULA = re.compile(r"(\$\$|\$|\\\(|\\\[)(.+?)(?:\$|\\\)|\\\])\s*(%|percent)?", re.DOTALL)
 FILLER = re.compile(r"(?:(?:therefore|thus|simply|exactly|about|equal to|option|then|now|the|an?)\s+|[\s:*_`])*", re.I)
 LAST = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
@@ -101,17 +101,19 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (rf"{TEXT}([^{{}}]*)\}}", r"\1"), (r'(?<=\d)([ "])(thousand|million|billion)"? ?', lambda match:
      r"\times10^" + {"t": "3", "m": "6", "b": "9"}[match[2][0]] + match[1]),
     (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (r"\\(max|min) *(?=\})", r"\1"),
-    (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"), (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
+    (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
+    (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|\+\s*\\infty", r"\\infty"),
     (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[^{}\[\s\\])", r"\\sqrt{\1}"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
     (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
-    (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","), (r" +", ""), ("\x1f", " "),
+    (r"^((?:\\(?!\{)|[^(\[,\\])*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!,|\d)", lambda match: match[1] + match[2].replace(",", "")),
+    (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","),
+    (r"(?<=\d), +(?=\d{3}(?!\d))", ",+"), (r" +", ""), ("\x1f", " "),  # 32, 349 is no thousands
     (r"([\^_])\{(\w)\}", r"\1\2"),
     (r"^(\d[\dA-F]*)_\{?\(?([2-9]|1[0-6])\)?\}?$", lambda match: str(int(match[1], int(match[2])))
      if all(int(digit, 16) < int(match[2]) for digit in match[1]) else match[0]),
     (r"^([^:,()]+):([^:,()]+):([^:,()]+)$", r"(\\frac{\1}{\3},\\frac{\2}{\3})"), (r"^,+|[.,]+$|(?<=\d)\.(?=/)", ""),
-    (r"^([^(\[,]*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda match: match[1] + match[2].replace(",", "")),
 )]  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def quick(answer: str, gold: str) -> bool | tuple[str, str]:
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
     (a, _, u), (g, _, v) = answer.partition('"'), gold.partition('"')
     other_unit = u and v and (u[0] != v[0] or u[-3:-1] != v[-3:-1] and (len(u) < 5 > len(v) or "^" in u + v))
-    if other_unit or re.search(r"(?:\^\{[^{}^]*){3}", answer + gold):  # cm and m, cm^2 and cm; a tower of powers
+    if other_unit or re.search(r"(?:\^\{[^{}^]*){3}|^-?\d+_", f"{answer} {gold}"):  # cm and m; a tower of powers; 17_1
         return False
     x, y = number(a.rstrip("%")), number(g.rstrip("%"))
     if x is None or y is None:
@@ -173,8 +175,8 @@ def parse(text: str):
     changes = {value: sympy.Rational(str(value)) for value in tree.atoms(sympy.Float)}
     changes |= {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i" and r"\sum" not in text}
     tree = tree.xreplace(changes) if changes else tree
-    if isinstance(tree, sympy.FiniteSet) and all(part.is_Relational and not part.is_Equality for part in tree.args):  # x<1 or x>2
-        return sympy.Union(*(part.as_set() for part in tree.args))
+    if isinstance(tree, sympy.FiniteSet) and all(part.is_Relational and not part.is_Equality for part in tree.args):
+        return sympy.Union(*(part.as_set() for part in tree.args))  # x<1 or x>2
     return tree
 
 
@@ -211,7 +213,8 @@ def equivalent(gold, answer, *_) -> bool:
     u, v = f.evalf(15, subs=point), g.evalf(15, subs=point)
     if gold == answer or not (u.is_real and v.is_real and u * v != 0):
         return gold == answer
-    return answer.func == (gold.func if u * v > 0 else gold.reversed.func) and equal(f * g.subs(point), g * f.subs(point))
+    way = gold.func if u * v > 0 else gold.reversed.func
+    return answer.func == way and equal(f * g.subs(point), g * f.subs(point))
 
 
 def work():

@@ -11,6 +11,8 @@ import pytest
 import verify
 from verify import verify_all
 
+# ruff: noqa: E501 - the hostile texts are a table
+
 ROOT = Path(__file__).parents[1]
 EASY = (r"\boxed{2\sqrt2}", r"\sqrt8")  # takes sympy, milliseconds of it
 POWER = "9^{" * 40 + "9" + "}" * 40
@@ -60,7 +62,7 @@ RESPONSES = {  # whole responses
 
 @pytest.fixture(autouse=True)
 def _quick_deadline(monkeypatch):
-    monkeypatch.setattr(verify, "DEADLINE", 1.0)
+    monkeypatch.setattr(verify, "DEADLINE", 0.7)
 
 
 def resident(pid) -> int:
@@ -84,6 +86,7 @@ def test_hostile_responses_take_no_worker(name):
     assert time.perf_counter() - began < 2.5 and verify.timeouts == before
 
 
+@pytest.mark.slow
 def test_hostile_boxes_are_wrong_and_the_others_flow():
     """Each hostile item stands between easy ones; a batch of them takes no longer than its stuck items together."""
     hostile = [(rf"\boxed{{{text}}}", gold) for text in BOXES.values() for gold in ("17", r"\sqrt{17}")]
@@ -99,6 +102,11 @@ def test_hostile_boxes_are_wrong_and_the_others_flow():
     assert not Path("hacked").exists()
     assert all(resident(pid) < 500 for pid in children())
     assert verify_all([EASY, (r"\boxed{2\sqrt3}", r"\sqrt8")]) == [True, False]
+
+
+@pytest.mark.parametrize("name", [*BOXES][::4])
+def test_a_hostile_box_is_wrong(name):
+    assert verify.verify(rf"\boxed{{{BOXES[name]}}}", r"\sqrt{17}") is False
 
 
 def test_a_stuck_item_holds_nobody_up():
