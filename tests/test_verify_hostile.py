@@ -101,6 +101,7 @@ def test_hostile_boxes_are_wrong_and_the_others_flow():
     assert seconds < 20 + 2.0 * given_up  # a deadline and a new worker each
     assert not Path("hacked").exists()
     assert all(resident(pid) < 500 for pid in children())
+    print(f"{len(hostile)} hostile items, {given_up} given up, {seconds:.0f} s")
     assert verify_all([EASY, (r"\boxed{2\sqrt3}", r"\sqrt8")]) == [True, False]
 
 
