@@ -5,16 +5,14 @@
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
 
-One step: sync, sample with the end token suppressed (so that every response has new_tokens tokens), decode, advantages,
-old logprobs, updates. The reward is a share of the token ids, so that a random model has mixed groups. Utilisation
-counts the FLOPs of matrix products (2 x parameters a token forward, 4 x backward; causal attention; the head on
-responses; prompts once for each response) against a matrix product of 4,096 measured in the same run, after the steps.
+A step samples with the end token suppressed (every response has new_tokens tokens); the reward is a share of the token
+ids, so that a random model has mixed groups. Utilisation counts the FLOPs of matrix products (2 x parameters a token
+forward, 4 x backward; causal attention; the head on responses; prompts once for each response) against a matrix product
+of 4,096 measured in the same run, after the steps.
 """
 
 import json
-import random
 import resource
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -30,7 +28,8 @@ from grpo import Config, advantages, token_loss
 from rollout import Rollouts, decode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-# arch: hidden, layers, heads, key and value heads, MLP, vocabulary, tied head; but for tiny those of Qwen2.5
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+         "vocab_size", "tie_word_embeddings")  # fmt: skip
 ARCHS = {
     "tiny": (128, 3, 4, 4, 384, 261, True),
     "0.5b": (896, 24, 14, 2, 4864, 151936, True),
@@ -46,8 +45,6 @@ FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
 
 @dataclass
 class Options(Config):
-    """Beside these, the flags of grpo.py."""
-
     arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
     phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
     prompts: int = arg(64, "prompts a step")
@@ -55,9 +52,6 @@ class Options(Config):
     new_tokens: int = arg(64, "tokens of each response")
     updates: int = arg(4, "optimizer steps a step")
     steps: int = arg(8, "timed steps; one more goes before them")
-    lr: float = arg(1e-4, "learning rate")
-    tokens_per_micro: int = arg(8192, "tokens of a micro-batch")
-
     on_tiny = dict(steps=8, eval_data="")
 
 
@@ -72,26 +66,16 @@ class RandomPolicy(common.Policy):
         return lm
 
 
-def build(arch: str, folder: str):
-    """The architecture's config and the byte tokenizer of tiny.py, as a model folder without weights."""
-    hidden, layers, heads, kv_heads, mlp, vocab, tied = ARCHS[arch]
-    Qwen2Config(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-                intermediate_size=mlp, vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=32768,
-                architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)  # fmt: skip
-    tiny.make_tokenizer().save_pretrained(folder)
-
-
 def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
     """FLOP/s of a square matrix product in the compute precision, the best of repeated runs, over all ranks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    rates, end = [], time.perf_counter() + seconds
-    while len(rates) < 3 or time.perf_counter() < end:
+    rate, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
         start = time.perf_counter()
-        a @ a
-        torch.cuda.synchronize() if device == "cuda" else None
-        rates.append(2 * size**3 / (time.perf_counter() - start))
-    return common.all_reduce(torch.tensor(max(rates), dtype=torch.float64)).item()
+        (a @ a)[0, 0].item()  # waits for the product
+        rate = max(rate, 2 * size**3 / (time.perf_counter() - start))
+    return common.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
@@ -105,18 +89,19 @@ def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
 
 def open_run(cfg, folder: str):
     """A training run on made-up prompts of 16 to 24 characters, which look like arithmetic, but for its loop."""
-    draw, file, count = random.Random(0), Path(folder, "prompts.jsonl"), cfg.prompts * (cfg.steps + 1)
-    texts = ["".join(draw.choice("0123456789+-*") for _ in range(15 + 5 * i % 9)) + "=" for i in range(count)]
+    file, count = Path(folder, "prompts.jsonl"), cfg.prompts * (cfg.steps + 1)
+    texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(count)]
     file.write_text("".join(json.dumps(dict(problem=text, answer="0")) + "\n" for text in texts))
     cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
     cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
     if cfg.arch:
-        build(cfg.arch, folder)
+        config = Qwen2Config(**dict(zip(SIZES, ARCHS[cfg.arch])), architectures=["Qwen2ForCausalLM"])
+        config.save_pretrained(folder)
+        tiny.make_tokenizer().save_pretrained(folder)
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
-    run.sampler.eos = run.sampler.eos[:0]
-    if cfg.arch:
-        run.policy.vocab = run.sampler.vocab = None  # not the byte tokenizer's, but all of it
+    run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
+    run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: all of it
     return run
 
 
@@ -133,14 +118,10 @@ def step(run, phase: str) -> dict:
     decode(rollouts.responses, run.tokenizer)
     rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
     run._lap("time_verify")
-    if phase == "logprobs":
-        run.policy.logprobs(rollouts.batch)
-        run._lap("time_old")
-    if phase in ("all", "update"):
-        run.old_logprobs(rollouts)
-        run.metrics.update(time_old=run.metrics["time_train"], time_train=None)
-        for batch in run.minibatches(rollouts, *advantages(rewards, cfg)):
-            run.update(batch, token_loss)
+    run.old_logprobs(rollouts)
+    run.metrics.update(time_old=run.metrics["time_train"], time_train=None)
+    for batch in run.minibatches(rollouts, *advantages(rewards, cfg)) if phase in ("all", "update") else ():
+        run.update(batch, token_loss)
     return run.metrics | dict(step=time.perf_counter() - start, lengths=list(map(len, rollouts.batch.prompts)))
 
 
@@ -151,22 +132,20 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(cfg, folder)
         laps = [step(run, cfg.phase) for _ in common.tqdm(range(cfg.steps + 1), desc="steps", leave=False)]
-    times = {name: [lap[key] or 0 for lap in laps[1:]] for name, key in dict(step="step", **PHASES).items()}
     tokens, rate = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate()
     forward = forward_flops(run.policy.lm, laps[-1]["lengths"], cfg.new_tokens)
     peak = torch.cuda.max_memory_allocated() if run.device == "cuda" else 1024 * resource.getrusage(0).ru_maxrss
-    peak = common.all_reduce(torch.tensor(peak / 2**30), torch.distributed.ReduceOp.MAX).item()
-    result = dict(model=cfg.arch or cfg.model, parameters=sum(p.numel() for p in run.policy.parameters()),
-                  ranks=common.world(), steps=cfg.steps, tokens=tokens, matmul_gflops=rate / 1e9, peak_gib=peak,
-                  floor=4 * forward / rate, phases={})  # fmt: skip
+    peak = common.all_reduce(torch.tensor(peak / 2**30)).item() / common.world()
+    result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=common.world(), steps=cfg.steps, peak_gib=peak,
+                  matmul_gflops=rate / 1e9, floor=4 * forward / rate)  # fmt: skip
     common.say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
-    for name, seconds in times.items():
-        if (middle := statistics.median(seconds)) and (cfg.phase in ("all", name)):
-            numbers = dict(seconds=middle, fastest=min(seconds), slowest=max(seconds), tokens_per_second=tokens / middle,
-                           utilisation=FLOPS.get(name, 0) * forward / rate / middle)  # fmt: skip
-            result["phases"][name] = numbers
-            row = "{seconds:9.3f}{fastest:9.3f}{slowest:9.3f}{tokens_per_second:11.0f}{utilisation:13.2f}"
-            common.say(f"{name:10}" + row.format(**numbers))
+    for name in ("step", *PHASES):
+        seconds = sorted(lap[PHASES.get(name, "step")] or 0 for lap in laps[1:])  # the first lap warms up
+        middle = float(np.median(seconds))
+        if cfg.phase in ("all", name) and middle > 1e-4:
+            use = FLOPS.get(name, 0) * forward / rate / middle
+            result[name] = dict(seconds=middle, fastest=seconds[0], slowest=seconds[-1], utilisation=use)
+            common.say(f"{name:10}{middle:9.3f}{seconds[0]:9.3f}{seconds[-1]:9.3f}{tokens / middle:11.0f}{use:13.2f}")
     common.say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB a process")
     common.say(json.dumps(result))
 

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import tiny
-from policy import rank, world  # before transformers, whose import it prepares
+import verify as grading
+from policy import all_reduce, rank, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from verify import gold_answer, last_boxed, verify_all
 
@@ -135,7 +136,7 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
         problem, answer = str(problem or ""), row[answer]
         if worked and last_boxed(str(answer)) is None and "####" not in str(answer):
             answer = None  # a proof, or prose: it names no answer
-        answer = gold_answer(answer) if problem else ""
+        answer = gold_answer(answer, row.get("unit")) if problem else ""
         text = render(problem, cfg.template, tokenizer)
         prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
         if answer and len(prompt) <= longest:
@@ -506,7 +507,7 @@ class Rollouts:
             labels["label_accuracy"] = mean(verified(boxes, [p["answer"] for p in self.problems]))
         return labels | dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
                     boxed=mean(self.boxed), length=mean(self.lengths), truncated=1 - mean(self.finished),
-                    entropy=mean(entropy), verify_timeouts=0)  # fmt: skip
+                    entropy=mean(entropy), verify_timeouts=self.timeouts)  # fmt: skip
 
     def show(self, row: int, tokenizer) -> dict:
         """One rollout in words."""
@@ -539,9 +540,10 @@ def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
 
 def grade(rollouts: Rollouts, tokenizer):
     """Decode and verify every response: rollouts.texts, rollouts.correct, and whether it has a box at all, boxed."""
-    rollouts.texts = decode(rollouts.responses, tokenizer)
+    rollouts.texts, before = decode(rollouts.responses, tokenizer), grading.timeouts
     golds = [p["answer"] for p in rollouts.problems for _ in range(rollouts.n)]
     rollouts.correct = verified(rollouts.texts, golds).view(-1, rollouts.n)
+    rollouts.timeouts = int(all_reduce(torch.tensor(grading.timeouts - before)))
     boxed = [last_boxed(text) is not None for text in rollouts.texts]
     rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
 
