@@ -35,12 +35,20 @@ TEMPLATES = {
     "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
     "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
 }
-DATA = {  # alias: arguments of datasets.load_dataset
+DATA = {  # alias: path, name and split of datasets.load_dataset
     "numina-math": ("ScaleML-RLHF/numina_math",),
     "math": ("DigitalLearningGmbH/MATH-lighteval",),
     "gsm8k": ("openai/gsm8k", "main"),
     "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset",),
     "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k",),
+    # benchmarks
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "minerva": ("knoveleng/Minerva-Math",),
+    "olympiadbench": ("knoveleng/OlympiadBench",),
+    "aime24": ("HuggingFaceH4/aime_2024",),
+    "aime25": ("yentinglin/aime_2025",),
+    "amc23": ("knoveleng/AMC-23",),
+    "gsm8k-test": ("openai/gsm8k", "main", "test"),
 }
 
 
@@ -73,11 +81,11 @@ def read_rows(name: str):
 
         kind = Path(name).suffix[1:] if name.endswith((".csv", ".parquet")) else ""
         try:
-            path = [kind] if kind else DATA.get(name, [name])
-            source = datasets.load_dataset(*path, data_files=name if kind else None)
+            path, config, part = (*DATA.get(name, (kind or name,)), None, None)[:3]
+            source = datasets.load_dataset(path, config, data_files=name if kind else None, split=part or "train")
         except Exception as error:  # the library has many kinds
             raise ValueError(f"data {name}: {str(error).splitlines()[0]} ({type(error).__name__})") from None
-        yield from enumerate(source["train"], 1)
+        yield from enumerate(source, 1)
 
 
 def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
@@ -158,6 +166,14 @@ AttentionInterface.register("cached", cached_attention)
 AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)
 
 
+def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
+    """p [R, V] without the tokens outside the smallest set of likeliest ones that holds top_p (0: only the likeliest);
+    not renormalised."""
+    mass, order = p.sort(-1, descending=True, stable=True)
+    kept = mass.cumsum(-1) - mass < max(top_p, 1e-9)
+    return torch.zeros_like(p).scatter(-1, order, mass * kept)
+
+
 class TorchSampler:
     """Plain torch decoding with a KV cache, for machines without vLLM, on a copy of the model that sync() refreshes.
 
@@ -181,18 +197,19 @@ class TorchSampler:
     def sleep(self):
         """Nothing to give back: the copy of the model stays."""
 
-    def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False):
+    def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
         """n responses to each prompt (token ids); `numbers`, the prompts' places in the run, key the random streams.
-        Returns per response (ids with the end token, logprobs, entropies, finished), all n of a prompt together."""
+        Returns per response (ids with the end token, logprobs, entropies, finished), all n of a prompt together.
+        Temperature 0: greedy. Logprobs and entropies are those of the whole distribution, whatever top_p cuts off."""
         size = max(1, self.cache_tokens // (n * (max(map(len, prompts), default=0) + max_new_tokens)))
         out = []
         for i in tqdm(range(0, len(prompts), size), desc="sampling", delay=5, leave=False, disable=quiet):
             keys = streams(seed, numbers[i : i + size], n)
-            out += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature)
+            out += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p)
         return out
 
     @torch.inference_mode()
-    def _decode(self, prompts, n, keys, steps, temperature):
+    def _decode(self, prompts, n, keys, steps, temperature, top_p):
         device, width = self.eos.device, max(map(len, prompts))
         # Prefill: each prompt once, padded on the left. A pad sees itself, or its softmax would be NaN; nobody sees it.
         ids = torch.from_numpy(np.stack([np.pad(p, (width - len(p), 0)) for p in prompts])).to(device)
@@ -214,9 +231,10 @@ class TorchSampler:
         lengths = torch.full_like(rows, steps)
         for t in range(steps):
             logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
-            logp = (logits / temperature).log_softmax(-1)
+            logp = (logits / (temperature or 1)).log_softmax(-1)
             p = logp.exp()
-            cdf = p.cumsum(-1, dtype=torch.float64)
+            drawn = p if temperature and top_p == 1 else nucleus(p, top_p if temperature else 0.0)
+            cdf = drawn.cumsum(-1, dtype=torch.float64)
             u = torch.from_numpy((mix(keys + np.uint64(t)) >> np.uint64(11)) * 2.0**-53).to(device)[rows, None]
             token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[1] - 1)
             tokens[rows, t] = token[:, 0]
@@ -318,7 +336,8 @@ def generate(sampler, problems: list[dict], n: int, first: int, seed: int, cfg) 
     """n responses to each problem, the first of which is number `first` of the run; each rank samples its share."""
     mine = range(rank(), len(problems), world())
     prompts, numbers = [problems[i]["prompt"] for i in mine], [first + i for i in mine]
-    own = sampler.sample(prompts, n, numbers, seed, cfg.max_new_tokens, cfg.temperature, quiet=rank() > 0)
+    how = dict(quiet=rank() > 0) | ({"top_p": cfg.top_p} if hasattr(cfg, "top_p") else {})  # training has no top_p
+    own = sampler.sample(prompts, n, numbers, seed, cfg.max_new_tokens, cfg.temperature, **how)
     groups = gather([own[i : i + n] for i in range(0, len(own), n)], len(problems))
     return [response for group in groups for response in group]
 
