@@ -112,7 +112,8 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
-    parser.set_defaults(**MODELS.get(model, (None, {}))[1])
+    suits, names = MODELS.get(model, (None, {}))[1], [item.name for item in fields(config_class)]
+    parser.set_defaults(**{name: value for name, value in suits.items() if name in names})  # eval.py has fewer
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
@@ -171,6 +172,19 @@ def trackers(cfg) -> list:
     except ImportError as error:
         fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
     return logs
+
+
+def find_model(name: str, flag: str) -> tuple:
+    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
+    source = MODELS.get(name, (name,))[0]
+    try:
+        if "/" not in source and not Path(source).is_dir():
+            raise OSError("no such folder")
+        return source, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(name, MODELS, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
+        fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
 
 
 class Run:
