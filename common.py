@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass, field, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -185,6 +186,22 @@ def find_model(name: str, flag: str) -> tuple:
         near = difflib.get_close_matches(name, MODELS, 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
+
+
+def open_model(name: str) -> tuple:
+    """(policy without an optimizer, a sampler that has its weights, tokenizer, what tells this model and machine from
+    others) for an evaluation."""
+    source, config, tokenizer = find_model(name, "model")
+    policy = Policy(source, start_processes(), vocab=len(tokenizer))
+    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
+    sampler = TorchSampler(policy, {tokenizer.eos_token_id, *ends.tolist()})
+    sampler.sync(policy)
+    versions = {package: metadata.version(package) for package in ("torch", "transformers", "math-verify")}
+    about = dict(context=getattr(config, "max_position_embeddings", math.inf), engine=type(sampler).__name__,
+                 weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
+                 dtype=str(policy.dtype), processes=int(os.environ.get("WORLD_SIZE", 1)),
+                 hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip
+    return policy, sampler, tokenizer, about
 
 
 class Run:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import tiny
 from policy import rank, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-from verify import gold_answer, last_boxed, verify_all
+from verify import extract, gold_answer, last_boxed, verify_all
 
 
 # =========================================================================================== data and templates
@@ -62,6 +62,15 @@ def render(problem: str, template: str, tokenizer) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
+def encode(problem: str, template: str, tokenizer, after: str = "") -> dict:
+    """A problem's prompt, and after it a given beginning of the response: its text, and prompt, its token ids."""
+    special = isinstance(TEMPLATES.get(template, ""), str)  # a chat template writes its own special tokens
+    text = render(problem, template, tokenizer)
+    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    ids = ids + tokenizer(after, add_special_tokens=False)["input_ids"] if after else ids
+    return dict(problem=problem, text=text + after, prompt=np.array(ids, dtype=np.int64), after=after)
+
+
 def read_rows(name: str):
     """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
     if name in ("tiny", "tiny-test", "tiny-hard"):
@@ -98,7 +107,6 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
         raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
     if name.endswith((".jsonl", ".csv", ".parquet")) and not Path(name).is_file():
         raise ValueError(f"data {name}: no such file; check the path")
-    special = isinstance(TEMPLATES.get(cfg.template, ""), str)  # a chat template writes its own special tokens
     for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
         problem = next((k for k in ("problem", "question", "prompt") if k in row), None)
@@ -107,10 +115,9 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
             raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
                              "prompt) and answer (or final_answer, solution)")  # fmt: skip
         problem, answer = str(row[problem]), gold_answer(row[answer])
-        text = render(problem, cfg.template, tokenizer)
-        prompt = np.array(tokenizer(text, add_special_tokens=special)["input_ids"])
-        if answer and len(prompt) <= longest:
-            problems.append(dict(problem=problem, answer=answer, text=text, prompt=prompt))
+        encoded = encode(problem, cfg.template, tokenizer, getattr(cfg, "prefix", ""))
+        if answer and len(encoded["prompt"]) <= longest:
+            problems.append(encoded | dict(answer=answer))
         else:
             dropped[f"with a prompt over {longest} tokens" if answer else "without a usable answer"] += 1
         if len(problems) == limit > 0:
@@ -330,6 +337,47 @@ class Rollouts:
         problem, text = self.problems[row // self.n], tokenizer.decode(self.batch.responses[row])
         return dict(prompt=problem["text"], response=text, answer=problem["answer"],
                     correct=bool(self.correct.flatten()[row]), finished=self.finished[row])  # fmt: skip
+
+    def rows(self, tokenizer, seed: int = 0, first: int = 0) -> list[dict]:
+        """All graded rollouts as an evaluation saves them, one row a response; the first problem is number `first`."""
+        rows, texts = [], tokenizer.batch_decode(self.batch.responses, skip_special_tokens=True)
+        for row, text in enumerate(texts):
+            (i, j), problem = divmod(row, self.n), self.problems[row // self.n]
+            finish = "stop" if self.finished[row] else "length"
+            rows.append(dict(problem_id=first + i, seed=seed, sample=j, problem=problem["problem"],
+                             gold=problem["answer"], after=problem.get("after", ""), response=text,
+                             extracted=extract(text), correct=bool(self.correct[i, j]),
+                             tokens=int(self.lengths[row]), finish=finish))  # fmt: skip
+        return rows
+
+
+def read_responses(file) -> dict[str, np.ndarray]:
+    """Columns [P, N] of a .jsonl file of saved responses: rows as Rollouts.rows() makes them, or such as have problem,
+    answer, response or a list of responses and, if they are graded, correct or peer_score; None for what is missing.
+    The samples of a problem stand seed by seed. Raises OSError or ValueError, which say what is wrong where."""
+    problems, place = {}, 0
+    try:
+        for place, row in read_rows(str(file)):  # noqa: B007
+            texts = row["responses"] if "responses" in row else [row["response"]]
+            grades = row.get("peer_score", [row.get("correct")] * len(texts))
+            row = dict(seed=0, after="", extracted=None, tokens=None, finish=None) | row
+            row["gold"] = gold_answer(row["gold"] if "gold" in row else row["answer"])
+            own = problems.setdefault(row.get("problem_id", row["problem"]), [])
+            own += [dict(sample=i) | row | dict(response=str(x), correct=grades[i]) for i, x in enumerate(texts)]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        need = "problem, gold or answer, and response or a list of responses"
+        raise ValueError(f"{file}: row {place} needs {need}") from None
+    sizes = {name: len(rows) for name, rows in problems.items()}
+    if not sizes:
+        raise ValueError(f"{file}: no saved response in it")
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    if odd := next((f"{name!r} has {size}" for name, size in sizes.items() if size != usual), None):
+        raise ValueError(f"{file}: all problems need the same number of responses, but {odd}, others {usual}")
+    for i, rows in enumerate(problems.values()):
+        rows.sort(key=lambda row: (row["seed"], row["sample"]))
+        rows[:] = [row | dict(problem_id=i) for row in rows]
+    names = "problem_id problem gold after response extracted correct tokens finish seed sample".split()
+    return {name: np.array([[row[name] for row in rows] for rows in problems.values()], dtype=object) for name in names}
 
 
 def generate(sampler, problems: list[dict], n: int, first: int, seed: int, cfg) -> list[tuple]:
