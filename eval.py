@@ -130,7 +130,7 @@ def spread(right) -> tuple[float, float]:
 def crossing(a, b) -> int | None:
     """The smallest k at which the other one of two pass@k curves [n], column k - 1, is ahead than at the start."""
     sign = np.sign(np.round(np.subtract(b, a), 12))
-    behind = sign == -sign[sign != 0][:1]
+    behind = sign * sign[np.argmax(sign != 0)] < 0
     return int(behind.argmax()) + 1 if behind.any() else None
 
 
@@ -145,7 +145,7 @@ def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
     """Strategies before (A) and after (B), python or words (arXiv 2506.10947, section 4): size, accuracy before and
     after, and contribution to the gain of the four cells, from [P, N] each. Every sample of A is paired with every one
     of B, which for N = 1 is the paper's table. Sizes sum to 1, and so do contributions; NaN where undefined."""
-    gain, cells = right_b.mean() - right_a.mean() or math.nan, {}
+    gain, cells = float(right_b.mean() - right_a.mean()) or math.nan, {}
     pairs = lambda x, y: float((x.mean(1) * y.mean(1)).mean())  # share of all pairs in which x and y hold
     for before, was in (("python", python_a), ("words", 1 - python_a)):
         for after, now in (("python", python_b), ("words", 1 - python_b)):
@@ -294,7 +294,7 @@ def evaluate(cfg, model=None) -> dict:
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest + cfg.max_new_tokens > about["context"]:
-        fail(f"--max_new_tokens {cfg.max_new_tokens} + a prompt of {longest} exceed the context of {about['context']} tokens")
+        fail(f"--max_new_tokens {cfg.max_new_tokens} + a prompt of {longest} exceed the context of {about['context']}")
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
     if rank() == 0:
         old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}

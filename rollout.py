@@ -176,7 +176,7 @@ AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)
 def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
     """p [R, V] without the tokens outside the smallest set of likeliest ones that holds top_p (0: only the likeliest);
     not renormalised."""
-    mass, order = p.sort(-1, descending=True, stable=True)
+    mass, order = torch.sort(p, dim=-1, descending=True, stable=True)
     kept = mass.cumsum(-1) - mass < max(top_p, 1e-9)
     return torch.zeros_like(p).scatter(-1, order, mass * kept)
 
