@@ -200,7 +200,7 @@ def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
 
 
 def table(rows: list[dict]):
-    """Print rows in columns; numbers as percent, [mean, low, high] with its interval, lengths as right / wrong."""
+    """Print rows in columns; shares as percent, [mean, low, high] with its interval, lengths as right / wrong."""
     how = {float: lambda x: f"{100 * x:.1f}", dict: lambda x: "{right:.1f} / {wrong:.1f}".format(**x),
            list: lambda x: "{:.1f} [{:.1f}, {:.1f}]".format(*np.multiply(x, 100))}  # fmt: skip
     cells = [list(rows[0]), *[[how.get(type(x), str)(x) for x in row.values()] for row in rows]]
@@ -224,6 +224,7 @@ def save(folder, name: str, result: dict):
 def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
     """Print, save and return the summaries of {benchmark: columns}."""
     results = {name: summarise(x, name, [int(k) for k in cfg.ks.split(",") if k]) for name, x in saved.items()}
+    say("\nshares in %, avg with its 95 % interval over problems, length of right / wrong responses in tokens")
     table([dict(benchmark=name) | {x: r[x] for x in SHOWN} for name, r in results.items()])
     for name, r in results.items():
         curves = [(kind, zip(r["ks"], r[f"{kind}_at"])) for kind in ("pass", "maj")]
@@ -326,7 +327,8 @@ def sweep(cfg):
 
 # ========================================================================================================= comparing
 def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
-    """B against the baseline A on the same problems, from their columns [P, N], N may differ."""
+    """B against the baseline A on the same problems, from their columns [P, N], N may differ. gap: pass@n of A less
+    pass@1 of B (sampling efficiency, arXiv 2504.13837)."""
     right_a, right_b = a["correct"].astype(float), b["correct"].astype(float)
     n, difference = min(right_a.shape[1], right_b.shape[1]), right_b.mean(1) - right_a.mean(1)
     curve_a, curve_b = (pass_at_k(right.sum(1), right.shape[1])[:, :n] for right in (right_a, right_b))
@@ -334,8 +336,8 @@ def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
     return dict(difference=with_interval(difference), p=permutation_p(difference), ks=ks,
                 delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1]),
                 solvable=solvable(right_a.sum(1), right_b.sum(1)), crossing=crossing(curve_a.mean(0), curve_b.mean(0)),
-                gap=float(curve_a[:, -1].mean() - right_b.mean()),  # sampling efficiency, arXiv 2504.13837
-                transitions=transitions(python[0], right_a, python[1], right_b))  # fmt: skip
+                transitions=transitions(python[0], right_a, python[1], right_b),
+                gap=float(curve_a[:, -1].mean() - right_b.mean()))  # fmt: skip
 
 
 def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[float]:
