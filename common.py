@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 import plot
 from policy import Policy, all_reduce, rank, start_processes
-from rollout import Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split
+from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
+from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -58,7 +59,7 @@ def arg(default, help):
 class Config:
     model: str = arg("tiny", "alias (README lists them), hub id or local folder")
     data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
-    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    template: str = arg("chat", "prompt template: a name of common.TEMPLATES, or any text with {problem}")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)")
     steps: int = arg(300, "training steps; each samples, verifies and updates")
     seed: int = arg(0, "seed of the data order and of every response's random stream")
@@ -71,7 +72,8 @@ class Config:
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
     temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too")
-    reward: Literal["ground_truth"] = arg("ground_truth", "ground_truth: 1 if the final answer is verified correct")
+    reward: str = arg("ground_truth", "what is rewarded: names of common.REWARDS, combined with & (and) and ! (not)")
+    votes: int = arg(64, "responses that vote on a label, for the rewards majority_fixed and incorrect")
     loss_norm: Literal["token", "sequence", "constant"] = arg("token", "how a loss is normalised, see token_weights")
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
@@ -106,21 +108,26 @@ MODELS = {
 }
 
 
+MAY_BE_ZERO = "tis_cap clip_low clip_high value_clip gamma lam label_smoothing".split()  # beside defaults of zero
+
+
 def parse(config_class, doc: str, argv: list[str] | None = None):
-    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags."""
+    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags. A Config
+    can have `on_tiny`, a dict of defaults of its own for the built-in models."""
     style = type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
     parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=style)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
-    suits, names = MODELS.get(model, (None, {}))[1], [item.name for item in fields(config_class)]
+    own = getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {}
+    suits, names = MODELS.get(model, (None, {}))[1] | own, [item.name for item in fields(config_class)]
     parser.set_defaults(**{name: value for name, value in suits.items() if name in names})  # eval.py has fewer
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
     for item in fields(cfg):
-        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in ("tis_cap", "clip_low", "clip_high")
+        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in MAY_BE_ZERO
         if item.type in (int, float) and not (value > 0 or zero and value == 0):
             fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
     cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
@@ -136,7 +143,7 @@ def clipped_loss(new, old, adv, cfg):
     if not cfg.clip:
         return -ratio * adv
     surrogate = torch.minimum(ratio * adv, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * adv)
-    if cfg.dual_clip:
+    if getattr(cfg, "dual_clip", 0):
         surrogate = torch.where(adv < 0, torch.maximum(surrogate, cfg.dual_clip * adv), surrogate)
     return -surrogate
 
@@ -211,32 +218,34 @@ class Run:
     def __init__(self, cfg):
         self.cfg, self.step, self.drawn, self.failures = cfg, 0, 0, 0
         self.metrics, self.stop, self.evaluated = {}, False, None
-        device, source = start_processes(), MODELS.get(cfg.model, (cfg.model,))[0]
-        try:
-            if "/" not in source and not Path(source).is_dir():
-                raise OSError("no such folder")
-            config, self.tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            near = difflib.get_close_matches(cfg.model, MODELS, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
-            fail(f"--model {cfg.model}: {str(error).splitlines()[0]}; {hint}")
+        self.device = start_processes()
+        self.source, config, self.tokenizer = find_model(cfg.model, "model")
         context = getattr(config, "max_position_embeddings", math.inf)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         try:
+            self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
             fail(str(error).splitlines()[0])
-        shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
-        self.policy = Policy(source, device, lr=cfg.lr, **shape)
-        self.reference = Policy(source, device, **shape) if cfg.reference or cfg.kl_coef else None
-        ends = np.atleast_1d(self.policy.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
-        self.sampler = TorchSampler(self.policy, {self.tokenizer.eos_token_id, *ends.tolist()})
-        self._open()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._leave)
+        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
+        self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
+        self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
+        self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
+        self.sampler, self.teacher = self._sampler(self.policy), None
+        if getattr(cfg, "teacher", ""):
+            source, _, tokenizer = find_model(cfg.teacher, "teacher")
+            if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
+            teacher = Policy(source, self.device, **self.shape)
+            self.teacher = self._sampler(teacher)
+            self.teacher.sync(teacher)
+
+    def _sampler(self, model):
+        ends = np.atleast_1d(model.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
+        return TorchSampler(model, {self.tokenizer.eos_token_id, *ends.tolist()})
 
     def _leave(self, number, frame):
         if self.stop:
@@ -251,7 +260,8 @@ class Run:
         for checkpoint in checkpoints:
             try:
                 state = json.loads((checkpoint / "trainer.json").read_text())
-                self.policy.load_state(checkpoint / "trainer")
+                for name, model in self.trained.items():
+                    model.load_state(checkpoint / name)
                 self.step, self.drawn = state["step"], state["drawn"]
                 break
             except (Exception, dist.checkpoint.CheckpointException) as error:  # whatever a broken file raises
@@ -283,9 +293,30 @@ class Run:
         last, self.clock = self.clock, time.perf_counter()
         self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
 
+    def _label(self):
+        """Train on the problems that this run will need, labelled by the initial model's vote; without those that have
+        no label, and for `incorrect` without those whose label is right."""
+        cfg, file = self.cfg, self.folder / "labels.jsonl"
+        count = min(len(self.problems), cfg.steps * cfg.prompts_per_step)
+        if self.step > 0:  # the policy is no longer the one to ask: what it said before must do
+            count = len(file.read_text().splitlines()) if file.exists() else 0
+        pool = draw(self.problems, 0, count, cfg.seed)
+        self.sampler.sync(self.policy)
+        pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, self.sampler, self.tokenizer, cfg))]
+        drop = lambda p: "incorrect" in self.rewarded and verify(f"\\boxed{{{p['label']}}}", p["answer"])
+        self.problems = [p for p in pool if p["label"] and not drop(p)]
+        say(f"labels: {len(pool)} problems voted on, {len(self.problems)} kept ({file})")
+        if not self.problems:
+            fail(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data, or another --out")
+
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
+        self._open()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._leave)
+        if self.rewarded & {"majority_fixed", "incorrect"}:
+            self._label()
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
@@ -307,22 +338,31 @@ class Run:
         """Responses to the next prompts of the data, added to those of `more`; the whole batch, on every rank."""
         cfg, first = self.cfg, self.drawn
         problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
-        responses = generate(self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
+        responses = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
+        keys = streams(cfg.seed, range(first, first + len(problems)), cfg.samples_per_prompt)
         self.drawn += cfg.prompts_per_step
         self._lap("time_sample")
-        return Rollouts(more.problems + problems, more.responses + responses) if more else Rollouts(problems, responses)
+        if more:
+            problems, responses, keys = more.problems + problems, more.responses + responses, np.append(more.keys, keys)
+        return Rollouts(problems, responses, keys)
 
     def verify(self, rollouts: Rollouts) -> torch.Tensor:
         """Rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
         grade(rollouts, self.tokenizer)
+        rewards = reward(self.cfg.reward, rollouts)
+        if rollouts.labels:
+            self.metrics["agreement"] = (rewards == rollouts.correct).float().mean().item()
         self._lap("time_verify")
-        return rollouts.correct.clone()
+        return rewards
 
     def old_logprobs(self, rollouts: Rollouts):
         """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's
         are `old`, and save a pass; the first update, which still sees the weights that sampled, measures `mismatch`."""
         values = rollouts.batch.values
-        if self.sampler.exact:
+        if self.teacher:  # what it sampled is off-policy by intent: nothing to warn of, nothing to correct
+            values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
+            values["sampler"] = values["old"]
+        elif self.sampler.exact:
             values["old"] = values["sampler"]
         else:
             values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
@@ -332,12 +372,15 @@ class Run:
             self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
         self._lap("time_train")
 
-    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor):
-        """The kept responses (adv, keep: [P, n]) as one Batch an update; an update with none is skipped and counted."""
-        batches = list(split(rollouts, adv, keep, self.cfg))
+    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, together=1, epochs=1):
+        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch an update, `epochs` times over;
+        an update with none is skipped and counted. `together`: rows that are not to be parted, see Batch."""
+        batches = list(split(rollouts, adv, keep, self.cfg)) * epochs
         filled = [batch for batch in batches if batch.responses]
+        for batch in filled:
+            batch.together = together
         self.metrics.update(kept=keep.float().mean().item(), skipped_updates=len(batches) - len(filled))
-        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum()
+        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum() * epochs
         return filled
 
     def update(self, batch: Batch, token_loss):
@@ -408,8 +451,8 @@ class Run:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
         self.policy.save_pretrained(partial)
-        if trainer:
-            self.policy.save_state(partial / "trainer")
+        for name, model in self.trained.items() if trainer else ():
+            model.save_state(partial / name)
         if rank() == 0:
             self.tokenizer.save_pretrained(partial)
             if trainer:

@@ -284,7 +284,7 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
         grade(rollouts, tokenizer)
         if rank() == 0:
             with open(file, "a") as out:
-                out.write("".join(json.dumps(row) + "\n" for row in rollouts.rows(tokenizer, seed, i)))
+                out.write("".join(json.dumps(row) + "\n" for row in rollouts.rows(seed, i)))
 
 
 def evaluate(cfg, model=None) -> dict:

@@ -35,7 +35,7 @@ class Config(common.Config):
 
 
 def mixed(rewards):
-    """[P] bool: prompts whose responses differ in reward [P, n]; only these have an advantage other than 0."""
+    """[P] bool: prompts whose responses differ in reward [P, n]; only these can be compared."""
     return rewards.amax(1) > rewards.amin(1)
 
 
@@ -77,8 +77,8 @@ def main():
         # ---------------------------------------------------------------------------------------------------
         run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
-            # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, and
-            # advantages sum to 0 over a group. Its gradient does not. Watch reward, accuracy and entropy instead.
+            # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
+            # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
         run.log(rollouts, rewards)
         run.evaluate()

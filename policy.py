@@ -44,6 +44,8 @@ def rank() -> int:
 def start_processes() -> str:
     """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
     cuda = torch.cuda.is_available()
+    if dist.is_initialized():  # a second run in these processes
+        return "cuda" if cuda else "cpu"
     if "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     elif cuda:
@@ -213,7 +215,7 @@ class Policy(nn.Module):
         for name, value in config.to_dict().items():  # dropout would make the ratio differ from 1 on the first pass
             if "drop" in name and isinstance(value, float):
                 setattr(config, name, 0.0)
-        self.lm = AutoModelForCausalLM.from_pretrained(
+        self.lm = self.load(
             model, config=config, dtype=torch.float32, attn_implementation="packed", use_safetensors=True
         )
         self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
@@ -237,6 +239,10 @@ class Policy(nn.Module):
                 step = torch.zeros((), device=self.device)
                 self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
+    def load(self, model, **how):
+        """The transformers model. A critic overrides this and head()."""
+        return AutoModelForCausalLM.from_pretrained(model, **how)
+
     def blocks(self):
         """The transformer blocks, in order."""
         names = set(self.lm._no_split_modules or [])
@@ -249,11 +255,12 @@ class Policy(nn.Module):
         )[0][0].index_select(0, pack.at)
         size = max(1, self.chunk_logits // self.lm.config.vocab_size)
         chunks = list(zip(hidden.split(size), pack.targets.split(size)))
-        run = lambda *x: checkpoint(self._head, *x, use_reentrant=False) if len(chunks) > 1 else self._head(*x)
+        run = lambda *x: checkpoint(self.head, *x, use_reentrant=False) if len(chunks) > 1 else self.head(*x)
         logprobs, entropies = zip(*[run(x, y, entropy_grad) for x, y in chunks])
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def _head(self, hidden, targets, entropy_grad):
+    def head(self, hidden, targets, entropy_grad):
+        """From the hidden states [N, hidden] that predict the tokens `targets` [N] to the two results of forward."""
         logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
         logits = logits / self.temperature if self.temperature != 1 else logits
         logp = logits.log_softmax(-1)
@@ -263,8 +270,10 @@ class Policy(nn.Module):
 
     def _micros(self, batch):
         """This rank's micro-batches: (pack, positions of its tokens in batch.values, 1 or 0 for a stand-in row)."""
-        for column in plan(batch.lengths(), self.tokens_per_micro, world()):
-            rows = column[rank()]
+        units = np.arange(len(batch.responses)).reshape(-1, batch.together)
+        lengths = np.array(batch.lengths())[units].sum(1).tolist()
+        for column in plan(lengths, self.tokens_per_micro, world()):
+            rows = units[column[rank()]].flatten().tolist()
             yield Pack(batch, rows or [0], self.device), batch.token_index(rows or [0]), float(bool(rows))
 
     @torch.no_grad()

@@ -27,13 +27,28 @@ from verify import extract, gold_answer, last_boxed, verify_all
 
 
 # =========================================================================================== data and templates
-# name: the prompt's text, or the turns of the model's own chat template as (system, user)
+# name: the prompt's text; or the turns of the model's own chat template, (system, user), and perhaps the beginning of
+# the response, which then belongs to the prompt
+_SOBER = (
+    "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
+    "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) "
+    "where ANSWER is just the final number or expression that solves the problem. Think step by step before answering."
+)
+_R1 = (
+    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
+    "first thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning "
+    "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
+    "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+)
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
     "chat": (None, "{problem}"),
     "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
     "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
+    "sober": (None, _SOBER + "\n\n{problem}"),  # arXiv 2504.07086
+    "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
+    "python": (None, "{problem}", "Let's solve this using Python."),  # a forced prefix, arXiv 2506.10947
 }
 DATA = {  # alias: path, name and split of datasets.load_dataset
     "numina-math": ("ScaleML-RLHF/numina_math",),
@@ -59,7 +74,7 @@ def render(problem: str, template: str, tokenizer) -> str:
         return template.replace("{problem}", problem)
     turns = [dict(role=role, content=text.replace("{problem}", problem))
              for role, text in zip(("system", "user"), template) if text is not None]  # fmt: skip
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "".join(template[2:])
 
 
 def encode(problem: str, template: str, tokenizer, after: str = "") -> dict:
@@ -109,17 +124,25 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
         raise ValueError(f"data {name}: no such file; check the path")
     for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
         row = row if isinstance(row, dict) else {}
+        if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
+            row = row["reward_model"] | row
         problem = next((k for k in ("problem", "question", "prompt") if k in row), None)
-        answer = next((k for k in ("answer", "final_answer", "solution") if k in row), None)
+        answer = next((k for k in ("answer", "final_answer", "ground_truth", "solution") if k in row), None)
         if problem is None or answer is None:
             raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
-                             "prompt) and answer (or final_answer, solution)")  # fmt: skip
-        problem, answer = str(row[problem]), gold_answer(row[answer])
+                             "prompt) and answer (or final_answer, ground_truth, solution)")  # fmt: skip
+        worked, problem = answer == "solution", row[problem]
+        if isinstance(problem, list) and problem and isinstance(problem[-1], dict):  # the turns of a chat
+            problem = problem[-1].get("content")
+        problem, answer = str(problem or ""), row[answer]
+        if worked and last_boxed(str(answer)) is None and "####" not in str(answer):
+            answer = None  # a proof, or prose: it names no answer
+        answer = gold_answer(answer) if problem else ""
         encoded = encode(problem, cfg.template, tokenizer, getattr(cfg, "prefix", ""))
         if answer and len(encoded["prompt"]) <= longest:
             problems.append(encoded | dict(answer=answer))
         else:
-            dropped[f"with a prompt over {longest} tokens" if answer else "without a usable answer"] += 1
+            dropped[f"with a prompt over {longest} tokens" if answer else "without a problem or a usable answer"] += 1
         if len(problems) == limit > 0:
             break
     if not problems:
@@ -266,11 +289,13 @@ class TorchSampler:
 @dataclass
 class Batch:
     """B responses with their prompts. `values` are per-token tensors [N], N = all response tokens, laid end to end
-    in the order of `responses` (for example adv, old, weight)."""
+    in the order of `responses` (for example adv, old, weight). `together` rows in succession are never parted by
+    micro-batches: 2 for preference pairs."""
 
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    together: int = 1
 
     def __post_init__(self):
         self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
@@ -314,10 +339,11 @@ def gather(own: list, count: int) -> list:
 class Rollouts:
     """A global batch, the same on every rank: P problems, n responses each; row i * n + j is response j of problem i.
 
-    batch.values has the per-token `sampler` logprobs and `entropy`, after old_logprobs() also `old` and `ref`;
-    grade() adds correct and boxed, float [P, n]."""
+    batch.values has the per-token `sampler` logprobs and `entropy`, after old_logprobs() also `old` and `ref`. keys
+    [P * n]: the responses' random streams. grade() adds texts (a list), correct and boxed (float [P, n])."""
 
-    def __init__(self, problems: list[dict], responses: list[tuple]):
+    def __init__(self, problems: list[dict], responses: list[tuple], keys: np.ndarray | None = None):
+        self.keys, self.labels = keys, None
         self.problems, self.responses, self.n = problems, responses, len(responses) // len(problems)
         ids, logprobs, entropies, self.finished = zip(*responses)
         self.lengths = np.array([len(x) for x in ids])
@@ -328,7 +354,11 @@ class Rollouts:
         """Means over all sampled responses, whatever is kept of them."""
         mean = lambda x: float(np.mean(np.array(x, dtype=float)))
         right, entropy = self.correct, self.batch.values["entropy"]
-        return dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
+        labels = {}
+        if self.labels:
+            boxes = [f"\\boxed{{{label}}}" for label in self.labels]
+            labels["label_accuracy"] = mean(verified(boxes, [p["answer"] for p in self.problems]))
+        return labels | dict(accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)),
                     boxed=mean(self.boxed), length=mean(self.lengths), truncated=1 - mean(self.finished),
                     entropy=mean(entropy), verify_timeouts=0)  # fmt: skip
 
@@ -338,10 +368,10 @@ class Rollouts:
         return dict(prompt=problem["text"], response=text, answer=problem["answer"],
                     correct=bool(self.correct.flatten()[row]), finished=self.finished[row])  # fmt: skip
 
-    def rows(self, tokenizer, seed: int = 0, first: int = 0) -> list[dict]:
+    def rows(self, seed: int = 0, first: int = 0) -> list[dict]:
         """All graded rollouts as an evaluation saves them, one row a response; the first problem is number `first`."""
-        rows, texts = [], tokenizer.batch_decode(self.batch.responses, skip_special_tokens=True)
-        for row, text in enumerate(texts):
+        rows = []
+        for row, text in enumerate(self.texts):
             (i, j), problem = divmod(row, self.n), self.problems[row // self.n]
             finish = "stop" if self.finished[row] else "length"
             rows.append(dict(problem_id=first + i, seed=seed, sample=j, problem=problem["problem"],
@@ -390,24 +420,39 @@ def generate(sampler, problems: list[dict], n: int, first: int, seed: int, cfg) 
     return [response for group in groups for response in group]
 
 
+def decode(responses: list[tuple], tokenizer) -> list[str]:
+    """The texts of responses, on every rank; each decodes its share."""
+    own = [ids for ids, *_ in responses[rank() :: world()]]
+    return gather(tokenizer.batch_decode(own, skip_special_tokens=True), len(responses))
+
+
+def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
+    """1 where a response is right, else 0, float [len(texts)], on every rank; each verifies its share."""
+    own = verify_all(list(zip(texts, golds))[rank() :: world()])
+    return torch.tensor(gather(own, len(texts))).float()
+
+
 def grade(rollouts: Rollouts, tokenizer):
-    """Verify every response, each rank its share: rollouts.correct, and whether it has a box at all: rollouts.boxed."""
-    mine = range(rank(), len(rollouts.lengths), world())
-    texts = tokenizer.batch_decode([rollouts.batch.responses[i] for i in mine], skip_special_tokens=True)
-    right = verify_all([(text, rollouts.problems[i // rollouts.n]["answer"]) for text, i in zip(texts, mine)])
-    graded = gather([(x, last_boxed(text) is not None) for x, text in zip(right, texts)], len(rollouts.lengths))
-    rollouts.correct, rollouts.boxed = torch.tensor(graded).float().T.reshape(2, -1, rollouts.n)
+    """Decode and verify every response: rollouts.texts, rollouts.correct, and whether it has a box at all, boxed."""
+    rollouts.texts = decode(rollouts.responses, tokenizer)
+    golds = [p["answer"] for p in rollouts.problems for _ in range(rollouts.n)]
+    rollouts.correct = verified(rollouts.texts, golds).view(-1, rollouts.n)
+    boxed = [last_boxed(text) is not None for text in rollouts.texts]
+    rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
 
 
 def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg):
-    """The kept responses (adv, keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts.
+    """The kept responses (keep: [P, n]) as one Batch an update, each with an equal share of the kept prompts. The
+    advantages are those of responses, adv [P, n], or of tokens, adv [N].
 
     A kept response that can't move the gradient counts in the normalisation but is not forwarded; so a batch can be
     empty. Adds the per-token `adv` and the `weight` that normalises the loss over the kept responses of the update."""
     batch, lengths, keep = rollouts.batch, rollouts.lengths, keep.numpy()
-    moves = keep & ((adv != 0).numpy() | bool(cfg.kl_coef or cfg.entropy_coef))
+    adv = adv.float() if adv.dim() == 1 else adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+    moves = np.logical_or.reduceat(adv.numpy() != 0, batch.starts).reshape(keep.shape)
+    moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
     rows = np.arange(keep.size).reshape(keep.shape)
-    batch.values["adv"] = adv.flatten().float().repeat_interleave(torch.from_numpy(lengths))
+    batch.values["adv"] = adv
     batch.values["weight"] = torch.zeros_like(batch.values["adv"])
     for share in np.array_split(np.flatnonzero(keep.any(1)), cfg.updates_per_step):
         kept, moving = rows[share][keep[share]], rows[share][moves[share]]

@@ -1,14 +1,20 @@
-"""What the tests share: torch's threads wait quietly, the hub is never asked, and a small set of problems."""
+"""What the tests share: torch's threads wait quietly, the hub is never asked, a small set of problems, small runs."""
 
+import contextlib
 import json
 import os
+import signal
+import sys
 from pathlib import Path
+from unittest import mock
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported: threads that spin crawl on a shared core
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network would pass here and fail elsewhere
 
 import pytest
+import torch
 
+import grpo
 import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -34,3 +40,44 @@ def problems_file(tmp_path_factory) -> Path:
     rows = [dict(problem=row["problem"], answer=row["answer"]) for row in tiny.problems("train", 48)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+# Eleven prompts: neither the processes nor the updates divide them. Two threads: sums are rounded as in a subprocess.
+SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --eval_every 2 --lr 3e-4".split()
+SMALL += ["--reference", "false"]
+THREADS = 2
+
+
+@pytest.fixture(scope="session")
+def small(problems_file):
+    """The flags of a small run: problems from a file, the same for evaluation."""
+    return [*SMALL, "--data", str(problems_file), "--eval_data", str(problems_file)]
+
+
+@pytest.fixture(scope="session")
+def train(small):
+    """train(out, flags...) runs grpo.py, or another module, with these flags over the small ones, in this process; its
+    exit status. `patches` replace names of the module."""
+
+    def run(out, *flags, base=small, curves=False, module=grpo, **patches) -> int:
+        argv = [module.__file__, "--out", str(out), *base, *map(str, flags)]
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(THREADS)
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(mock.patch.object(sys, "argv", argv))
+                if not curves:
+                    stack.enter_context(mock.patch("plot.draw"))
+                for name, value in patches.items():
+                    stack.enter_context(mock.patch.object(module, name, value))
+                module.main()
+            return 0
+        except SystemExit as stop:
+            return stop.code or 0
+        finally:
+            torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    return run

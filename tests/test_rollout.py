@@ -1,6 +1,7 @@
 """Problems, prompts and sampling: what is read from a data set, and that a response is nobody's affair but its own."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from policy import Policy
-from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, mix, render, streams
+from rollout import DATA, TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, mix, render
+from rollout import streams
 from verify import verify
 
 END = 260  # the tiny model's end token
@@ -288,6 +290,54 @@ def test_a_column_of_numbers_may_hold_0(tmp_path, tokenizer, kind):
     problems = load(file, tokenizer)
     assert [p["problem"] for p in problems] == ["1-1", "1+1"]
     assert verify(r"\boxed{0}", problems[0]["answer"])
+
+
+def test_rows_as_verl_reads_them(tmp_path, tokenizer):
+    """DAPO's file among them: the turns of a chat, and the gold answer within another column."""
+    rows = [dict(prompt=[dict(role="system", content="be brief"), dict(role="user", content="3*4")], ability="math",
+                 reward_model=dict(ground_truth="12", style="rule"))]  # fmt: skip
+    for kind in ("jsonl", "parquet"):
+        problem = load(write(tmp_path / f"verl.{kind}", rows), tokenizer)[0]
+        assert (problem["problem"], problem["answer"]) == ("3*4", "12")
+
+
+def test_a_solution_that_names_no_answer_is_none(tmp_path, tokenizer, capsys):
+    """A proof: what is in no box and after no #### would be compared in full, and nothing equals it."""
+    rows = [dict(problem="Prove it.", solution="It is obvious."), dict(problem="3*4", solution=r"So \boxed{12}.")]
+    assert [p["problem"] for p in load(write(tmp_path / "proof.jsonl", rows), tokenizer)] == ["3*4"]
+    assert "dropped 1 row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("problem", ["", None])
+def test_a_row_without_a_problem_is_dropped(tmp_path, tokenizer, capsys, problem):
+    rows = [dict(problem=problem, answer="1"), dict(problem="3*4", answer="12")]
+    assert [p["problem"] for p in load(write(tmp_path / "none.jsonl", rows), tokenizer)] == ["3*4"]
+    assert "dropped 1 row" in capsys.readouterr().out
+
+
+def test_an_alias_is_loaded_as_from_the_hub(tmp_path, tokenizer, monkeypatch):
+    """A folder in the hub's layout: two splits; training reads `train`, the benchmark alias `test`."""
+    for split, rows in (("train", [("1+1", "2"), ("2+2", "4")]), ("test", [("3+3", "6")])):
+        write(tmp_path / f"{split}.jsonl", [dict(question=q, answer=f"so\n#### {a}") for q, a in rows])
+    monkeypatch.setitem(DATA, "gsm8k", (str(tmp_path),))
+    monkeypatch.setitem(DATA, "gsm8k-test", (str(tmp_path), None, "test"))
+    assert [(p["problem"], p["answer"]) for p in load("gsm8k", tokenizer)] == [("1+1", "2"), ("2+2", "4")]
+    assert [p["problem"] for p in load("gsm8k-test", tokenizer)] == ["3+3"]
+
+
+REAL = Path(__file__).parents[2] / "shared/data"
+
+
+FILES = dict(aime24=30, aime25=30, amc23=40, gsm8k=1319, math500=500, minerva=272, olympiadbench=675)
+
+
+@pytest.mark.parametrize("name, count", [*FILES.items(), ("deepscaler_4k", 4000)])
+def test_real_files(tokenizer, name, count):
+    if not (REAL / f"{name}.jsonl").is_file():
+        pytest.skip("the real problems are not here")
+    problems = load(REAL / f"{name}.jsonl", tokenizer, longest=10**6)
+    assert len(problems) == count
+    assert all(p["problem"] and p["answer"] and len(p["answer"]) < 400 for p in problems)
 
 
 def test_answer_wins_over_solution(tmp_path, tokenizer):

@@ -1,0 +1,132 @@
+"""PPO: proximal policy optimisation. A critic learns what a response is worth at each token, and judges the next one.
+
+    J = E[ sum over tokens of weight x min(s A_t, clip(s, 1 - low, 1 + high) A_t) ],   s = pi(token) / pi_old(token)
+    A_t = sum over l of (gamma lam)^l delta_(t+l),   delta_t = r_t + gamma V_(t+1) - V_t    (GAE), then whitened
+
+How it differs from its neighbours:
+  - grpo.py judges a response against the others to its prompt; the critic's value is the baseline here, so that one
+    response per prompt is enough (--samples_per_prompt 1), and each token has an advantage of its own
+  - that costs a second model: the critic is a copy of the policy's backbone with a scalar head and its own optimizer
+  - reinforce_rej.py needs no baseline at all: it drops the prompts that teach nothing
+  - the reward r_t is that of the verifier, on a response's last token; gamma = lam = 1 makes A = return - value
+
+    python ppo.py                                                            laptop: the built-in model, 3 minutes
+    python ppo.py --model qwen2.5-math-1.5b                                  one GPU
+    torchrun --nproc-per-node 8 ppo.py --model qwen2.5-math-7b               eight GPUs
+
+Source: PPO, arXiv 1707.06347, eq. 7 and 9; GAE, arXiv 1506.02438, eq. 16. Value clipping and whitening as in the code
+that goes with arXiv 2504.11343.
+"""
+
+import math
+from dataclasses import dataclass
+
+import common  # first: it says how torch's threads are to wait
+import torch
+from transformers import AutoModel
+
+
+@dataclass
+class Config(common.Config):
+    gamma: float = common.arg(1.0, "discount of a reward per token")
+    lam: float = common.arg(1.0, "lambda of GAE: 1 = return minus value, 0 = one-step temporal difference")
+    critic_lr: float = common.arg(0.0, "AdamW learning rate of the critic (0: ten times LR)")
+    value_clip: float = common.arg(0.5, "a value may move this far from what it was when sampled (0: no clip)")
+    epochs: int = common.arg(1, "passes over the rollouts of a step")
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW")
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)")
+    clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
+    dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
+
+
+class Critic(common.Policy):
+    """The policy's backbone with a scalar head, 0 at the start: forward returns the value before each response token
+    in place of its logprob (and zeros in place of the entropy)."""
+
+    def load(self, model, config, **how):
+        backbone = AutoModel.from_pretrained(model, config=config, **how)
+        backbone.value = torch.nn.Linear(config.hidden_size, 1)
+        torch.nn.init.zeros_(backbone.value.weight)
+        torch.nn.init.zeros_(backbone.value.bias)
+        return backbone
+
+    def head(self, hidden, targets, entropy_grad):
+        values = self.lm.value(hidden)[:, 0].float()
+        return values, torch.zeros_like(values)
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation: (advantages, returns), both [B, T], from the reward after and the value before
+    each token, [B, T]; mask [B, T] is 1 on a response's tokens and 0 behind its end, where nothing more is to come."""
+    adv, following, value = torch.zeros_like(values), torch.zeros(len(values)), torch.zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        value = values[:, t] * mask[:, t]
+        adv[:, t] = following
+    return adv, (adv + values) * mask
+
+
+def whiten(x):
+    """x [N] with mean 0 and standard deviation 1 (Bessel's); 0 where there is no spread."""
+    return (x - x.mean()) / (x.std() + 1e-8) if len(x.unique()) > 1 else torch.zeros_like(x)
+
+
+def token_loss(new, old, adv, cfg):
+    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
+    return common.clipped_loss(new, old, adv, cfg)
+
+
+def value_loss(new, old, returns, cfg):
+    """Per-token loss [T] of the critic: half the squared error of its value (new), or of that value kept within
+    value_clip of what it was when the response was sampled (old), whichever is larger."""
+    clipped = old + (new - old).clamp(-cfg.value_clip, cfg.value_clip) if cfg.value_clip else new
+    return 0.5 * torch.maximum((new - returns) ** 2, (clipped - returns) ** 2)
+
+
+def judge(rollouts, rewards, critic, cfg):
+    """Advantages [N] of all response tokens, whitened; the critic's `value` and the `returns` join the batch."""
+    batch, lengths = rollouts.batch, torch.from_numpy(rollouts.lengths)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]: values laid end to end, one row a response
+    values = torch.zeros(mask.shape).masked_scatter(mask, critic.logprobs(batch)[0])
+    token_rewards = torch.zeros(mask.shape).scatter(1, lengths[:, None] - 1, rewards.reshape(-1, 1))
+    adv, returns = gae(token_rewards, values, mask.float(), cfg.gamma, cfg.lam)
+    batch.values.update(value=values[mask], returns=returns[mask])
+    return whiten(adv[mask])
+
+
+def update_critic(critic, batch, cfg, step):
+    """One optimizer step on the values; the loss. It is weighted as the policy's is."""
+    objective = lambda new, entropy, v: (value_loss(new, v["value"], v["returns"], cfg), {})
+    stats = critic.update(batch, objective, cfg.max_grad_norm)
+    if not math.isfinite(stats["grad_norm"]):
+        common.say(f"warning: step {step}: the critic's gradient norm is {stats['grad_norm']}; its update skipped")
+    return stats["loss"]
+
+
+def main():
+    cfg = common.parse(Config, __doc__)
+    run = common.Run(cfg)
+    critic = Critic(run.source, run.device, lr=cfg.critic_lr or 10 * cfg.lr, **run.shape)
+    run.trained["critic"] = critic
+    for step in run.steps():
+        run.sync()
+        rollouts = run.sample()
+        rewards = run.verify(rollouts)
+        # --- the algorithm ---------------------------------------------------------------------------------
+        adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
+        # ---------------------------------------------------------------------------------------------------
+        run.old_logprobs(rollouts)
+        for batch in run.minibatches(rollouts, adv, keep, epochs=cfg.epochs):
+            run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)
+            # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, and
+            # whitened advantages average 0. Its gradient does not. Watch reward, accuracy and value_loss instead.
+            run.update(batch, token_loss)
+        run.log(rollouts, rewards)
+        run.evaluate()
+        run.save()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()

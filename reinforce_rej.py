@@ -1,0 +1,97 @@
+"""Reinforce-Rej: policy gradient with reward +1/-1 on the prompts that are neither all right nor all wrong.
+
+    J = E[ sum over tokens of weight x min(s A, clip(s, 1 - low, 1 + high) A) ],   s = pi(token) / pi_old(token)
+    A = 2 r - 1: no mean, no std; prompts whose n responses are all right or all wrong are dropped
+
+How it differs from its neighbours:
+  - raft_pp.py keeps the correct responses only; here the wrong ones are pushed down (rewards of 0 and 1, taken as they
+    are, would give them no gradient: the released code does that)
+  - grpo.py subtracts the group's mean and divides by its std, which also silences all-right and all-wrong prompts
+  - ppo.py learns a critic in place of a rule for which prompts to drop
+  - the relatives are flags: Reinforce is --reject none; the variants of the paper --reject correct|wrong, --baseline
+    group, --normalize group; RLOO --reject none --baseline leave_one_out; Reinforce++ --reject none --baseline batch
+    --normalize batch
+
+    python reinforce_rej.py                                                  laptop: the built-in model, 2 minutes
+    python reinforce_rej.py --model qwen2.5-math-1.5b                        one GPU
+    torchrun --nproc-per-node 8 reinforce_rej.py --model qwen2.5-math-7b     eight GPUs
+
+Source: arXiv 2504.11343, eq. 5 and figure 4. RLOO: arXiv 2402.14740. Reinforce++: arXiv 2501.03262.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import common  # first: it says how torch's threads are to wait
+
+
+@dataclass
+class Config(common.Config):
+    reject: Literal["none", "correct", "wrong", "both"] = common.arg(
+        "both", "drop prompts whose responses are all correct, all wrong, or both kinds"
+    )
+    baseline: Literal["none", "group", "leave_one_out", "batch"] = common.arg(
+        "none", "subtract the mean over the prompt's responses, over its other responses, or over all kept"
+    )
+    normalize: Literal["none", "group", "batch"] = common.arg(
+        "none", "divide by the standard deviation over the prompt's responses, or over all kept"
+    )
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW")
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)")
+    clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
+    dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
+
+
+def mixed(rewards):
+    """[P] bool: prompts whose responses differ in reward [P, n]; only these can be compared."""
+    return rewards.amax(1) > rewards.amin(1)
+
+
+def advantages(rewards, cfg):
+    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's;
+    without any spread there is nothing to scale by, and the advantage is 0."""
+    correct, wrong = (rewards > 0).all(1, keepdim=True), (rewards <= 0).all(1, keepdim=True)
+    drop = dict(none=correct & wrong, correct=correct, wrong=wrong, both=correct | wrong)[cfg.reject]
+    keep = ~drop.expand_as(rewards)
+    adv = 2 * rewards - 1
+    others = (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
+    means = dict(none=0, group=adv.mean(1, keepdim=True), leave_one_out=others, batch=adv[keep].mean())
+    adv = adv - means[cfg.baseline]
+    if cfg.normalize == "group":
+        adv = adv / (adv.std(1, keepdim=True) + 1e-6) * mixed(rewards)[:, None]
+    if cfg.normalize == "batch":
+        adv = adv / (adv[keep].std() + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
+    return adv, keep
+
+
+def token_loss(new, old, adv, cfg):
+    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
+    return common.clipped_loss(new, old, adv, cfg)
+
+
+def main():
+    cfg = common.parse(Config, __doc__)
+    compares = {cfg.reject, cfg.baseline, cfg.normalize} & {"both", "group", "leave_one_out"}
+    if cfg.samples_per_prompt < 2 and compares:
+        common.fail("--samples_per_prompt 1: responses to a prompt are compared; give 2 or more, or --reject none")
+    run = common.Run(cfg)
+    for _ in run.steps():
+        run.sync()
+        rollouts = run.sample()
+        rewards = run.verify(rollouts)
+        # --- the algorithm ---------------------------------------------------------------------------------
+        adv, keep = advantages(rewards, cfg)
+        # ---------------------------------------------------------------------------------------------------
+        run.old_logprobs(rollouts)
+        for batch in run.minibatches(rollouts, adv, keep):
+            # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
+            # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
+            run.update(batch, token_loss)
+        run.log(rollouts, rewards)
+        run.evaluate()
+        run.save()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()
