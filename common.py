@@ -195,10 +195,10 @@ def find_model(name: str, flag: str) -> tuple:
         fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
 
 
-def open_model(name: str) -> tuple:
+def open_model(cfg) -> tuple:
     """(policy without an optimizer, a sampler that has its weights, tokenizer, what tells this model and machine from
-    others) for an evaluation."""
-    source, config, tokenizer = find_model(name, "model")
+    others) for an evaluation of cfg.model."""
+    source, config, tokenizer = find_model(cfg.model, "model")
     policy = Policy(source, start_processes(), vocab=len(tokenizer))
     ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
     sampler = TorchSampler(policy, {tokenizer.eos_token_id, *ends.tolist()})

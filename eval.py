@@ -56,7 +56,7 @@ class Config:
     top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability")
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
-    ks: str = arg("", "the k of pass@k and maj@k, by comma (default: powers of two)")
+    ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose")
     rescore: str = arg("", "grade the responses saved in this .jsonl file instead of generating")
     compare: list[str] | None = arg(None, "saved evaluations, folders or .jsonl files: the baseline, then others")
@@ -176,7 +176,7 @@ def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
     right, texts, samples = saved["correct"].astype(float), saved["response"], saved["correct"].shape[1]
     ks = list(ks) or [2**i for i in range(samples.bit_length())]
     if not 1 <= min(ks) <= max(ks) <= samples:
-        fail(f"--ks {','.join(map(str, ks))}: {name} has {samples} samples of each problem; give k from 1 to that")
+        fail(f"--ks {' '.join(map(str, ks))}: {name} has {samples} samples of each problem; give k from 1 to that")
     by_seed, maj, ballots = right.reshape(len(right), len(set(saved["seed"][0])), -1), [], min(samples, 256)
     for hits, answers in zip(right[:, :ballots], saved["extracted"]):  # more ballots would take minutes to count
         votes = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
@@ -223,9 +223,8 @@ def save(folder, name: str, result: dict):
 
 def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
     """Print, save and return the summaries of {benchmark: columns}."""
-    results = {name: summarise(x, name, [int(k) for k in cfg.ks.split(",") if k]) for name, x in saved.items()}
-    say("\nshares in %, avg with its 95 % interval over problems, length of right / wrong responses in tokens")
-    table([dict(benchmark=name) | {x: r[x] for x in SHOWN} for name, r in results.items()])
+    results = {name: summarise(x, name, cfg.ks or ()) for name, x in saved.items()}
+    table([{"in %, length in tokens": name} | {x: r[x] for x in SHOWN} for name, r in results.items()])
     for name, r in results.items():
         curves = [(kind, zip(r["ks"], r[f"{kind}_at"])) for kind in ("pass", "maj")]
         table([{name: f"{kind}@k"} | {f"k={k}": x[0] for k, x in curve} for kind, curve in curves])
@@ -291,7 +290,7 @@ def evaluate(cfg, model=None) -> dict:
     """Answer all problems, with an opened model if there is one; the summaries, on rank 0."""
     if not cfg.temperature >= 0 or not 0 < cfg.top_p <= 1:
         fail(f"--temperature {cfg.temperature} --top_p {cfg.top_p}: give 0 or more, and above 0 up to 1")
-    _, sampler, tokenizer, about = model or common.open_model(cfg.model)
+    _, sampler, tokenizer, about = model or common.open_model(cfg)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest + cfg.max_new_tokens > about["context"]:
@@ -316,7 +315,7 @@ def sweep(cfg):
         fail(f"--sweep {cfg.sweep}: give NAME=A,B or NAME=A|B, where NAME is one of {', '.join(SWEPT)}")
     values, kind, benches = values.split("|" if "|" in values else ","), type(getattr(Config, name)), {}
     configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: checked(kind, x)}) for i, x in enumerate(values)]
-    model = common.open_model(cfg.model)
+    model = common.open_model(max(configs, key=lambda one: one.max_new_tokens))  # engines reserve room for that
     for value, one in zip(values, configs):
         for bench, r in evaluate(one, model).items():
             benches.setdefault(bench, {})[value] = r
@@ -327,8 +326,7 @@ def sweep(cfg):
 
 # ========================================================================================================= comparing
 def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
-    """B against the baseline A on the same problems, from their columns [P, N], N may differ. gap: pass@n of A less
-    pass@1 of B (sampling efficiency, arXiv 2504.13837)."""
+    """B against the baseline A on the same problems, from columns [P, N], N may differ. gap: Delta_SE (2504.13837)."""
     right_a, right_b = a["correct"].astype(float), b["correct"].astype(float)
     n, difference = min(right_a.shape[1], right_b.shape[1]), right_b.mean(1) - right_a.mean(1)
     curve_a, curve_b = (pass_at_k(right.sum(1), right.shape[1])[:, :n] for right in (right_a, right_b))
@@ -362,7 +360,7 @@ def compare(cfg):
     if not shared or not others:
         fail(f"--compare {' '.join(cfg.compare)}: give two or more evaluations with a BENCHMARK.jsonl of the same name")
     settings = json.loads(checked(Path(first, "summary.json").read_text))["settings"] if cfg.perplexity else {}
-    model = common.open_model(settings["model"]) if settings else None
+    model = common.open_model(replace(cfg, model=settings["model"])) if settings else None
     for name in shared:
         models, pairs = {path: summarise(x[name], name) for path, x in saved.items()}, {}
         for path in others:

@@ -18,6 +18,7 @@ import torch
 
 import common
 import eval as evaluation
+import plot
 import rollout
 
 ROOT = Path(evaluation.__file__).parent
@@ -26,9 +27,12 @@ BENCHMARKS = ["math500", "minerva", "olympiadbench", "aime24", "aime25", "amc23"
 SMALL = "--limit 5 --samples 3 --seeds 2 --chunk 6 --max_new_tokens 48".split()  # 6 chunks of 2, 2 and 1 problems
 
 
-def run(*flags) -> int:
-    """eval.py with these flags, in this process; its exit status."""
-    with mock.patch.object(sys, "argv", ["eval.py", *map(str, flags)]), contextlib.ExitStack():
+def run(*flags, figure=False) -> int:
+    """eval.py with these flags, in this process, without its figure unless asked for; its exit status."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", ["eval.py", *map(str, flags)]))
+        if not figure:
+            stack.enter_context(mock.patch("plot.draw_evaluation"))
         try:
             evaluation.main()
             return 0
@@ -113,8 +117,8 @@ def test_maj_at_1_without_abstentions_is_the_accuracy_and_large_n_stays_finite()
 # ------------------------------------------------------------------------------------------------ intervals and tests
 def test_the_interval_covers_the_truth_in_93_to_97_percent_of_simulated_evaluations():
     rng = np.random.default_rng(1)
-    for problems in (30, 200):
-        inside, trials = 0, 600
+    for problems in (30, 100):
+        inside, trials = 0, 500
         for trial in range(trials):
             share = rng.beta(0.4, 0.6, problems)  # the truth: mean difficulty 0.4
             _, low, high = evaluation.with_interval(rng.binomial(8, share) / 8, draws=1000, seed=trial)
@@ -241,7 +245,7 @@ def test_samples_needed_is_the_power_formula(tmp_path):
 def whole(tmp_path_factory) -> Path:
     """The folder of an uninterrupted small evaluation."""
     folder = tmp_path_factory.mktemp("whole") / "eval"
-    assert run(*SMALL, "--out", folder) == 0
+    assert run(*SMALL, "--out", folder, figure=True) == 0
     return folder
 
 
@@ -267,7 +271,7 @@ def test_an_evaluation_saves_every_response_and_every_setting(whole):
 def test_the_same_evaluation_during_training_gives_the_same_responses(whole, tiny_path):
     """What Run.evaluate samples, number by number, are the rows of seed 0."""
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
-    _, sampler, tokenizer, _ = common.open_model("tiny")
+    _, sampler, tokenizer, _ = common.open_model(cfg)
     problems = rollout.load_data("tiny-test", tokenizer, cfg, 5)
     rollouts = rollout.Rollouts(problems, rollout.generate(sampler, problems, 3, 0, 2**40, cfg))
     rollout.grade(rollouts, tokenizer)
@@ -311,7 +315,7 @@ def test_two_processes_give_the_same_file(whole, tmp_path):
     done = subprocess.run([*command, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "tiny.jsonl").read_bytes() == (whole / "tiny.jsonl").read_bytes()
-    assert done.stdout.count("benchmark") == 1  # rank 0 alone reports
+    assert done.stdout.count("in %, length") == 1  # rank 0 alone reports
 
 
 def test_more_seeds_are_added_to_those_that_are_there(whole, tmp_path):
@@ -334,7 +338,9 @@ def test_a_local_file_is_a_benchmark_and_a_prefix_begins_every_response(problems
 
 
 def test_a_sweep_over_temperature_is_greedy_at_0(tmp_path, capsys):
-    assert run("--sweep", "temperature=0,1", *SMALL, "--out", tmp_path) == 0
+    with mock.patch("plot.draw_evaluation", wraps=plot.draw_evaluation) as draw:
+        assert run("--sweep", "temperature=0,1", *SMALL, "--out", tmp_path, figure=True) == 0
+    assert [call.args[0].name for call in draw.call_args_list] == ["summary.json"] * 2 + ["sweep.json"]
     greedy, sampled = ([json.loads(line) for line in open(tmp_path / f"{i}/tiny.jsonl")] for i in (0, 1))
     texts = lambda rows: {(row["problem_id"], row["response"]) for row in rows}
     assert len(texts(greedy)) == 5 < len(texts(sampled))
@@ -371,7 +377,7 @@ def test_wrong_responses_are_continued_after_the_trigger(whole, tmp_path):
 def test_real_benchmarks_go_the_whole_way(tmp_path):
     files = ",".join(str(SHARED / f"{name}.jsonl") for name in BENCHMARKS)
     flags = "--limit 3 --samples 2 --seeds 1 --max_new_tokens 16 --max_prompt_tokens 1500 --template plain".split()
-    assert run("--bench", files, *flags, "--out", tmp_path) == 0
+    assert run("--bench", files, *flags, "--out", tmp_path, figure=True) == 0
     results = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]
     assert list(results) == BENCHMARKS and all(r["problems"] == 3 for r in results.values())
     assert "final answer within" in settings_of(tmp_path)["prompt"]
@@ -416,7 +422,7 @@ def test_comparing_with_a_baseline(tmp_path, capsys):
     for name, right, text in (("base", base, "so {}"), ("better", better, "python {}"), ("same", same, "so {}")):
         write(tmp_path / name / "x.jsonl", saved_rows(right, text=text))
     folders = [tmp_path / name for name in ("base", "better", "same")]
-    assert run("--compare", *folders, "--out", tmp_path / "out") == 0
+    assert run("--compare", *folders, "--out", tmp_path / "out", figure=True) == 0
     result = json.loads((tmp_path / "out/compare.json").read_text())["benchmarks"]["x"]
     pairs = {Path(name).name: pair for name, pair in result["pairs"].items()}
     assert pairs["better"]["difference"][0] == pytest.approx(better.mean() - base.mean())
@@ -433,7 +439,7 @@ def test_comparing_with_a_baseline(tmp_path, capsys):
 def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
     """At temperature 1 the sampler's own logprobs are the base's, so its responses have their perplexity."""
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
-    model = common.open_model("tiny")
+    model = common.open_model(cfg)
     problems = rollout.load_data("tiny-test", model[2], cfg, 5)
     responses = rollout.generate(model[1], problems, 3, 0, 2**40, cfg)
     expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
@@ -466,6 +472,7 @@ def test_a_model_of_a_training_run_is_evaluated_as_it_was_trained(tmp_path, tiny
     (["--max_new_tokens", "4000"], "exceed the context of 2048"),
     (["--sweep", "temprature=1"], "--sweep temprature=1"),
     (["--sweep", "temperature=warm"], "'warm'"),
+    (["--ks", "1", "two"], "'two'"),
     (["--rescore", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--compare", "nowhere", "there"], "nowhere"),
 ])  # fmt: skip
@@ -495,8 +502,8 @@ def test_an_empty_benchmark_is_one_line(capsys, tmp_path):
 
 def test_k_above_n_is_one_line(capsys, tmp_path):
     write(tmp_path / "x.jsonl", saved_rows([[1, 0, 0, 1]]))
-    message = error_of(capsys, "--rescore", tmp_path / "x.jsonl", "--ks", "1,8", "--out", tmp_path / "out")
-    assert "--ks 1,8: x has 4 samples of each problem" in message
+    message = error_of(capsys, "--rescore", tmp_path / "x.jsonl", "--ks", 1, 8, "--out", tmp_path / "out")
+    assert "--ks 1 8: x has 4 samples of each problem" in message
 
 
 def test_other_problems_cannot_be_compared(capsys, tmp_path):
