@@ -1,36 +1,88 @@
-"""Seconds, tokens per second, utilisation and memory of whole GRPO steps on a local model folder.
+"""Seconds, tokens per second, utilisation and memory of whole GRPO steps, or of one phase of them.
 
-    python bench.py                                    the built-in model
+    python bench.py                                                              the built-in model
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
+    python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
+    torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
 
-One step: sync, sample with the end token suppressed (so that every response has new_tokens tokens), reward, advantages,
-old logprobs, updates. The reward is the share of a letter, so that a random model has mixed groups. Utilisation counts
-the FLOPs of matrix products (2 x parameters a token forward, 4 x backward; causal attention; the head on responses;
-prompts once for each response) against a matrix product of 4,096 measured in the same run, just after the steps.
+One step: sync, sample with the end token suppressed (so that every response has new_tokens tokens), decode, advantages,
+old logprobs, updates. The reward is a share of the token ids, so that a random model has mixed groups. Utilisation
+counts the FLOPs of matrix products (2 x parameters a token forward, 4 x backward; causal attention; the head on
+responses; prompts once for each response) against a matrix product of 4,096 measured in the same run, after the steps.
 """
 
-import argparse
 import json
 import random
 import resource
 import statistics
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import common  # first: it says how torch's threads are to wait
 import numpy as np
+import tiny
 import torch
+from common import arg
 from grpo import Config, advantages, token_loss
+from rollout import Rollouts, decode
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+# arch: hidden, layers, heads, key and value heads, MLP, vocabulary, tied head; but for tiny those of Qwen2.5
+ARCHS = {
+    "tiny": (128, 3, 4, 4, 384, 261, True),
+    "0.5b": (896, 24, 14, 2, 4864, 151936, True),
+    "1.5b": (1536, 28, 12, 2, 8960, 151936, True),
+    "3b": (2048, 36, 16, 2, 11008, 151936, True),
+    "7b": (3584, 28, 28, 4, 18944, 152064, False),
+    "14b": (5120, 48, 40, 8, 13824, 152064, False),
+    "32b": (5120, 64, 40, 8, 27648, 152064, False),
+}
+PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
+FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
 
 
-def make_prompts(count: int, seed: int = 0) -> list[str]:
-    """Arithmetic-looking prompts of 16 to 24 characters."""
-    draw = random.Random(seed)
-    return ["".join(draw.choice("0123456789+-*") for _ in range(15 + 5 * i % 9)) + "=" for i in range(count)]
+@dataclass
+class Options(Config):
+    """Beside these, the flags of grpo.py."""
+
+    arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
+    phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
+    prompts: int = arg(64, "prompts a step")
+    samples: int = arg(4, "responses per prompt")
+    new_tokens: int = arg(64, "tokens of each response")
+    updates: int = arg(4, "optimizer steps a step")
+    steps: int = arg(8, "timed steps; one more goes before them")
+    lr: float = arg(1e-4, "learning rate")
+    tokens_per_micro: int = arg(8192, "tokens of a micro-batch")
+
+    on_tiny = dict(steps=8, eval_data="")
+
+
+class RandomPolicy(common.Policy):
+    """Its weights are drawn on its device, the same on all ranks, not read from a folder."""
+
+    def load(self, model, config, dtype, attn_implementation, use_safetensors):
+        torch.manual_seed(0)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        lm.name_or_path = model
+        return lm
+
+
+def build(arch: str, folder: str):
+    """The architecture's config and the byte tokenizer of tiny.py, as a model folder without weights."""
+    hidden, layers, heads, kv_heads, mlp, vocab, tied = ARCHS[arch]
+    Qwen2Config(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                intermediate_size=mlp, vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=32768,
+                architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)  # fmt: skip
+    tiny.make_tokenizer().save_pretrained(folder)
 
 
 def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
-    """FLOP/s of a square matrix product in the policy's compute precision, the best of repeated runs."""
+    """FLOP/s of a square matrix product in the compute precision, the best of repeated runs, over all ranks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     rates, end = [], time.perf_counter() + seconds
@@ -39,7 +91,7 @@ def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
         a @ a
         torch.cuda.synchronize() if device == "cuda" else None
         rates.append(2 * size**3 / (time.perf_counter() - start))
-    return max(rates)
+    return common.all_reduce(torch.tensor(max(rates), dtype=torch.float64)).item()
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
@@ -51,67 +103,72 @@ def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
     return sum(2 * body * (p + new_tokens) + 2 * head * new_tokens + 2 * width * (p + new_tokens) ** 2 for p in prompts)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=common.MODELS["tiny"][0], help="a local model folder")
-    for name, default, what in (("prompts", 64, "prompts a step"), ("samples", 4, "responses per prompt"),
-                                ("new_tokens", 64, "tokens of each response"), ("updates", 4, "optimizer steps a step"),
-                                ("steps", 8, "timed steps; one more goes before them"),
-                                ("tokens_per_micro", 8192, "tokens of a micro-batch")):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default {default})")
-    args = parser.parse_args()
-    if not (Path(args.model) / "config.json").is_file():
-        common.fail(f"--model {args.model}: not a model folder (it has no config.json)")
-    if min(args.prompts, args.new_tokens, args.updates, args.steps, args.tokens_per_micro) < 1 or args.samples < 2:
-        common.fail("--prompts, --new_tokens, --updates, --steps and --tokens_per_micro are at least 1, --samples 2")
-    cfg = Config(model=args.model, data="", prompts_per_step=args.prompts, samples_per_prompt=args.samples, lr=1e-4,
-                 updates_per_step=args.updates, max_new_tokens=args.new_tokens, max_prompt_tokens=64, template="none",
-                 tokens_per_micro=args.tokens_per_micro)  # fmt: skip
-    run = common.Run.__new__(common.Run)  # the loop's verbs without data, files and evaluation
-    run.cfg, run.step, run.drawn, run.failures, run.reference = cfg, 0, 0, 0, None
-    run.tokenizer = common.AutoTokenizer.from_pretrained(args.model)
-    run.policy = common.Policy(args.model, common.start_processes(), vocab=len(run.tokenizer), lr=cfg.lr,
-                               tokens_per_micro=args.tokens_per_micro)  # fmt: skip
-    run.sampler = common.TorchSampler(run.policy, {10**9})  # an end token that no vocabulary has
-    texts = make_prompts(args.prompts * (args.steps + 1))
-    encode = lambda text: np.array(run.tokenizer(text, add_special_tokens=False)["input_ids"])
-    run.problems = [dict(prompt=encode(text), text=text, problem=text, answer="") for text in texts]
-    laps = []
-    for _ in common.tqdm(range(args.steps + 1), desc="steps", leave=False):
-        run.metrics, run.clock = dict.fromkeys(common.METRICS) | dict(skipped_updates=0), time.perf_counter()
-        start = run.clock
-        run.sync()
+def open_run(cfg, folder: str):
+    """A training run on made-up prompts of 16 to 24 characters, which look like arithmetic, but for its loop."""
+    draw, file, count = random.Random(0), Path(folder, "prompts.jsonl"), cfg.prompts * (cfg.steps + 1)
+    texts = ["".join(draw.choice("0123456789+-*") for _ in range(15 + 5 * i % 9)) + "=" for i in range(count)]
+    file.write_text("".join(json.dumps(dict(problem=text, answer="0")) + "\n" for text in texts))
+    cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
+    cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
+    if cfg.arch:
+        build(cfg.arch, folder)
+        common.Policy, cfg.model = RandomPolicy, folder
+    run = common.Run(cfg)
+    run.sampler.eos = run.sampler.eos[:0]
+    if cfg.arch:
+        run.policy.vocab = run.sampler.vocab = None  # not the byte tokenizer's, but all of it
+    return run
+
+
+def step(run, phase: str) -> dict:
+    """The metrics of one step, or of one phase of it; responses are drawn at random where they are not to be timed."""
+    cfg, start = run.cfg, time.perf_counter()
+    run.metrics, run.clock = dict.fromkeys(common.METRICS) | dict(skipped_updates=0, time_old=0.0), start
+    run.sync()
+    if phase in ("all", "sample"):
         rollouts = run.sample()
-        responses = run.tokenizer.batch_decode(rollouts.batch.responses)
-        rewards = torch.tensor([text.count("a") / 16 for text in responses]).view(args.prompts, args.samples)
-        run._lap("time_verify")
-        adv, keep = advantages(rewards, cfg)
+    else:
+        ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
+        rollouts = Rollouts(run.problems[: cfg.prompts], [(x, x * 0.0, x * 0.0, True) for x in ids])
+    decode(rollouts.responses, run.tokenizer)
+    rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
+    run._lap("time_verify")
+    if phase == "logprobs":
+        run.policy.logprobs(rollouts.batch)
+        run._lap("time_old")
+    if phase in ("all", "update"):
         run.old_logprobs(rollouts)
-        run.metrics["time_old"], run.metrics["time_train"] = run.metrics["time_train"], None
-        for batch in run.minibatches(rollouts, adv, keep):
+        run.metrics.update(time_old=run.metrics["time_train"], time_train=None)
+        for batch in run.minibatches(rollouts, *advantages(rewards, cfg)):
             run.update(batch, token_loss)
-        run.metrics["step_seconds"] = time.perf_counter() - start
-        lengths = [len(p) for p in rollouts.batch.prompts]
-        laps.append(run.metrics)
-    laps = laps[1:]  # the first warms up
-    middle = lambda name: statistics.median(lap[name] for lap in laps)
-    tokens, rate = args.prompts * args.samples * args.new_tokens, matmul_rate()
-    forward = forward_flops(run.policy.lm, lengths, args.new_tokens)
-    floor = 4 * forward / rate  # one forward pass to sample, and three times that to train
-    seconds = [lap["step_seconds"] for lap in laps]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    size = sum(p.numel() for p in run.policy.parameters())
-    result = dict(model=args.model, parameters=size, steps=args.steps, tokens=tokens, step=middle("step_seconds"),
-                  fastest=min(seconds), slowest=max(seconds), sample=middle("time_sample"), logprobs=middle("time_old"),
-                  update=middle("time_train"), sync=middle("time_sync"),
-                  sample_tokens_per_second=tokens / middle("time_sample"),
-                  train_tokens_per_second=tokens / middle("time_train"), matmul_gflops=rate / 1e9, floor=floor,
-                  utilisation=floor / middle("step_seconds"), peak_gib=peak)  # fmt: skip
-    for name, value in result.items():
-        print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
-    print(json.dumps(result))
+    return run.metrics | dict(step=time.perf_counter() - start, lengths=list(map(len, rollouts.batch.prompts)))
+
+
+def main():
+    cfg = common.parse(Options, __doc__)
+    if cfg.samples < 2:
+        common.fail("--samples 1: GRPO compares a prompt's responses with each other; give 2 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_run(cfg, folder)
+        laps = [step(run, cfg.phase) for _ in common.tqdm(range(cfg.steps + 1), desc="steps", leave=False)]
+    times = {name: [lap[key] or 0 for lap in laps[1:]] for name, key in dict(step="step", **PHASES).items()}
+    tokens, rate = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate()
+    forward = forward_flops(run.policy.lm, laps[-1]["lengths"], cfg.new_tokens)
+    peak = torch.cuda.max_memory_allocated() if run.device == "cuda" else 1024 * resource.getrusage(0).ru_maxrss
+    peak = common.all_reduce(torch.tensor(peak / 2**30), torch.distributed.ReduceOp.MAX).item()
+    result = dict(model=cfg.arch or cfg.model, parameters=sum(p.numel() for p in run.policy.parameters()),
+                  ranks=common.world(), steps=cfg.steps, tokens=tokens, matmul_gflops=rate / 1e9, peak_gib=peak,
+                  floor=4 * forward / rate, phases={})  # fmt: skip
+    common.say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
+    for name, seconds in times.items():
+        if (middle := statistics.median(seconds)) and (cfg.phase in ("all", name)):
+            numbers = dict(seconds=middle, fastest=min(seconds), slowest=max(seconds), tokens_per_second=tokens / middle,
+                           utilisation=FLOPS.get(name, 0) * forward / rate / middle)  # fmt: skip
+            result["phases"][name] = numbers
+            row = "{seconds:9.3f}{fastest:9.3f}{slowest:9.3f}{tokens_per_second:11.0f}{utilisation:13.2f}"
+            common.say(f"{name:10}" + row.format(**numbers))
+    common.say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB a process")
+    common.say(json.dumps(result))
 
 
 if __name__ == "__main__":

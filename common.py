@@ -26,9 +26,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plot
-from policy import Policy, all_reduce, rank, start_processes
+from policy import Policy, all_reduce, rank, start_processes, world
 from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
-from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, split, streams  # noqa: F401
+from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, choose_sampler, draw, generate  # noqa: F401
+from rollout import grade, load_data, split, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -47,6 +48,16 @@ def say(message: str):
     """Print on rank 0, above the progress bar."""
     if rank() == 0:
         tqdm.write(message, file=sys.stdout)
+
+
+def _hint(kind, error, trace, show=sys.excepthook):
+    show(kind, error, trace)
+    if issubclass(kind, torch.OutOfMemoryError):
+        print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
+              "--offload true", file=sys.stderr)  # fmt: skip
+
+
+sys.excepthook = _hint
 
 
 # ======================================================================================================= config
@@ -80,7 +91,13 @@ class Config:
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss")
     tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)")
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: the memory knob of training")
-    sampler: Literal["auto", "hf"] = arg("auto", "hf: plain torch with a KV cache; auto: the best one installed")
+    shard_size: int = arg(0, "processes that share one copy of the trained state; fewer than all: one node (0: all)")
+    offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
+    compile: bool = arg(False, "torch.compile the transformer's blocks")
+    sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
+    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU")
+    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory that it takes while it samples: weights and KV cache")
+    request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     eval_data: str = arg("", "problems to evaluate on: tiny-test, tiny-hard, or as --data (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation")
     eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)")
@@ -153,7 +170,7 @@ def clip_stats(new, old, adv, sampler, cfg) -> dict:
     ratio = torch.exp(new - old)
     low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
     return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum(),
-                mismatch=(new - sampler).abs().sum(), ratio_max=ratio.max())  # fmt: skip
+                mismatch=(new - sampler).abs().sum(), mismatch_max=(new - sampler).abs().max(), ratio_max=ratio.max())
 
 
 def kl_k3(logprob, ref):
@@ -164,8 +181,8 @@ def kl_k3(logprob, ref):
 
 # ========================================================================================================== run
 METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-           "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train "
-           "time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
+           "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
+           "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
 
 
 def trackers(cfg) -> list:
@@ -226,26 +243,34 @@ class Run:
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         try:
             self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
+            new_sampler = choose_sampler(cfg)
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
             fail(str(error).splitlines()[0])
-        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro)
+        if world() % (cfg.shard_size or 1):
+            fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
+        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro,
+                          shard_size=cfg.shard_size, offload=cfg.offload, compile=cfg.compile)  # fmt: skip
         self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
         self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
         self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
-        self.sampler, self.teacher = self._sampler(self.policy), None
+        self.teacher = None
         if getattr(cfg, "teacher", ""):
             source, _, tokenizer = find_model(cfg.teacher, "teacher")
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
             teacher = Policy(source, self.device, **self.shape)
-            self.teacher = self._sampler(teacher)
+            self.teacher, new_sampler = self._sampler(teacher, new_sampler), TorchSampler  # one engine a process
             self.teacher.sync(teacher)
+        self.sampler = self._sampler(self.policy, new_sampler)
 
-    def _sampler(self, model):
+    def _sampler(self, model, new_sampler):
         ends = np.atleast_1d(model.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
-        return TorchSampler(model, {self.tokenizer.eos_token_id, *ends.tolist()})
+        try:
+            return new_sampler(model, {self.tokenizer.eos_token_id, *ends.tolist()})
+        except ValueError as error:
+            fail(str(error))
 
     def _leave(self, number, frame):
         if self.stop:
@@ -359,6 +384,7 @@ class Run:
         """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's
         are `old`, and save a pass; the first update, which still sees the weights that sampled, measures `mismatch`."""
         values = rollouts.batch.values
+        self.sampler.sleep()
         if self.teacher:  # what it sampled is off-policy by intent: nothing to warn of, nothing to correct
             values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
             values["sampler"] = values["old"]
@@ -366,7 +392,8 @@ class Run:
             values["old"] = values["sampler"]
         else:
             values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
-            self.metrics["mismatch"] = (values["old"] - values["sampler"]).abs().mean().item()
+            gap = (values["old"] - values["sampler"]).abs()
+            self.metrics.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
         if self.reference:
             values["ref"] = self.reference.logprobs(rollouts.batch)[0]
             self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
@@ -389,7 +416,8 @@ class Run:
 
         def objective(new, entropy, v):
             loss = token_loss(new, v["old"], v["adv"], cfg)
-            if cfg.tis_cap and not self.sampler.exact:  # engine against trainer; the ratio is new policy against old
+            # Trainer against engine under the same weights. PPO's ratio is new policy against old, both by the trainer.
+            if cfg.tis_cap and not self.sampler.exact:
                 loss = loss * (v["old"] - v["sampler"]).exp().clamp(max=cfg.tis_cap)
             if cfg.kl_coef:
                 loss = loss + cfg.kl_coef * kl_k3(new, v["ref"])
@@ -407,7 +435,7 @@ class Run:
             return
         self.failures = 0
         if m["mismatch"] is None:
-            m["mismatch"] = stats["mismatch"] / int(batch.ends[-1])
+            m["mismatch"], m["mismatch_max"] = stats["mismatch"] / int(batch.ends[-1]), stats["mismatch_max"]
         for name in ("clip_low", "clip_high", "loss", "grad_norm"):  # shares of the kept tokens; means over updates
             m[name] = (m[name] or 0) + stats[name] / (self.kept_tokens if "clip" in name else self.updates)
         m["ratio_max"] = max(m["ratio_max"] or 0, stats["ratio_max"])
@@ -416,7 +444,7 @@ class Run:
         """Complete the step's metrics, show the main ones on the bar, and write some rollouts to samples.jsonl."""
         m, seconds = self.metrics, time.perf_counter() - self.began
         m.update(rollouts.stats(), reward=rewards.mean().item(), tokens_per_second=rollouts.lengths.sum() / seconds)
-        if (m["mismatch"] or 0) > 0.05:
+        if not (m["mismatch"] or 0) <= 0.05:  # also when it is not a number
             say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
         shown = [name for name in ("reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
         self.bar.set_postfix({name: f"{m[name]:.3g}" for name in shown})

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process
@@ -44,16 +44,12 @@ def rank() -> int:
 def start_processes() -> str:
     """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
     cuda = torch.cuda.is_available()
-    if dist.is_initialized():  # a second run in these processes
-        return "cuda" if cuda else "cpu"
-    if "RANK" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    elif cuda:
-        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized() and (cuda or "RANK" in os.environ):
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
+        atexit.register(dist.destroy_process_group)
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if dist.is_initialized():
-        atexit.register(dist.destroy_process_group)
     return "cuda" if cuda else "cpu"
 
 
@@ -207,9 +203,12 @@ class Policy(nn.Module):
     model: a local folder or hub id. vocab: ids at or above it do not exist for the tokenizer; they get no probability
     here and can't be sampled. temperature: that of the sampler; the logits are divided by it. lr None: no optimizer
     (a reference). On CUDA the blocks compute in bf16, reduce in fp32 and recompute activations in the backward pass.
+    shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
+    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block.
     """
 
-    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384):
+    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
+                 shard_size=0, offload=False, compile=False):  # fmt: skip
         super().__init__()
         config = AutoConfig.from_pretrained(model)
         for name, value in config.to_dict().items():  # dropout would make the ratio differ from 1 on the first pass
@@ -226,17 +225,22 @@ class Policy(nn.Module):
         self.requires_grad_(lr is not None).train(lr is not None)
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+        [block.compile() for block in self.blocks() if compile]
+        offload = offload and self.device.type == "cuda"
         if self.sharded:
-            precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-            mesh = dist.init_device_mesh(self.device.type, (world(),))
+            size = shard_size or world()
+            shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
+            mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+            how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+                       offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
             for block in self.blocks():
-                fully_shard(block, mesh=mesh, mp_policy=precision)
-            fully_shard(self, mesh=mesh, mp_policy=precision)  # embedding and head in one unit: they may be tied
-        self.to(self.device)
+                fully_shard(block, **how)
+            fully_shard(self, **how)  # embedding and head in one unit: they may be tied
+        self.to("cpu" if offload else self.device)
         if lr is not None:
             self.optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)
             for p in self.parameters():  # there from the start: a checkpoint before the first update must not differ
-                step = torch.zeros((), device=self.device)
+                step = torch.zeros((), device=p.device)
                 self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
     def load(self, model, **how):

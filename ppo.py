@@ -114,6 +114,7 @@ def main():
         rollouts = run.sample()
         rewards = run.verify(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
+        run.sampler.sleep()  # the critic needs the memory
         adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
         # ---------------------------------------------------------------------------------------------------
         run.old_logprobs(rollouts)

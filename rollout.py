@@ -7,9 +7,15 @@ A sampler is one class per engine behind one interface:
     exact           whether those logprobs are the trainer's own, so that no second pass is needed to compute them
 """
 
+import atexit
 import copy
+import functools
+import importlib.util
 import json
 import math
+import os
+import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,6 +289,153 @@ class TorchSampler:
         finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
         tokens, values = tokens.cpu().numpy(), values.cpu().numpy()
         return [(tokens[i, :k], *values[i, :k].T, finished[i]) for i, k in enumerate(lengths.tolist())]
+
+
+class LateBar(tqdm):
+    """A progress bar that keeps to its `delay` although vLLM refreshes it by force."""
+
+    def refresh(self, *args, **kwargs):
+        if self.format_dict["elapsed"] > self.delay:
+            super().refresh(*args, **kwargs)
+
+
+class VLLMSampler:
+    """vLLM's engine inside this process: for GPUs, though it runs on a CPU too. All that touches vLLM is in this class.
+
+    Each process has an engine, or the `tp` processes of a group share one, for a model larger than a GPU: torchrun is
+    the launcher. vLLM has no entropies, so they are NaN until the trainer's pass puts in its own. longest: tokens of
+    prompt and response. memory: share of a GPU that the engine takes while it is awake. request_seeds: see sample()."""
+
+    exact, engines = False, []
+    oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
+
+    @classmethod
+    def load(cls):
+        """Import vLLM. Raises ValueError, one line, if it is missing, broken or outside the tested versions."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is to live in this process
+        for name, value in dict(LOGGING_LEVEL="ERROR", NO_USAGE_STATS=1, CPU_OMP_THREADS_BIND="nobind",
+                                CPU_KVCACHE_SPACE=1).items():  # GiB; on a GPU `memory` decides  # fmt: skip
+            os.environ.setdefault(f"VLLM_{name}", str(value))
+        warnings.filterwarnings("ignore", module=r"vllm|torch\.distributed")
+        try:
+            import vllm
+
+            if not cls.oldest <= tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2])) <= cls.newest:
+                raise ImportError("version {} is outside the tested range, {}.{} to {}.{}".format(
+                    vllm.__version__, *cls.oldest, *cls.newest))  # fmt: skip
+            from vllm import LLM, SamplingParams
+        except (ImportError, AttributeError, OSError) as error:
+            lines = " ".join(str(error).split())
+            raise ValueError(f"no usable vllm: {lines}; pip install -r requirements.txt, or --sampler hf") from None
+        return LLM, SamplingParams, vllm.__version__
+
+    def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.5, request_seeds=False):
+        LLM, self.params, version = self.load()
+        if world() % tp:
+            raise ValueError(f"--tp {tp}: it has to divide the number of processes, {world()}; start more by torchrun")
+        self.cuda, self.asleep, self.tp, self.request_seeds = policy.device.type == "cuda", False, tp, request_seeds
+        self.group = dist.new_subgroups(tp)[0] if tp > 1 else None
+        size = policy.lm.config.vocab_size  # ids beyond the tokenizer's can't be sampled: this model ends before them
+        self.vocab = min(policy.vocab or size, size)
+        self.eos = sorted(token for token in eos if token < self.vocab)
+        set_num_threads, model = torch.set_num_threads, type(policy.lm.base_model)
+        start = model.__init__
+        try:
+            self.llm = LLM(
+                policy.lm.name_or_path, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm",
+                hf_overrides=dict(vocab_size=self.vocab), dtype=policy.dtype, max_model_len=longest,
+                logprobs_mode="processed_logprobs",  # at the temperature, as the trainer's
+                distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
+                tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
+                enforce_eager=not self.cuda,
+            )  # fmt: skip
+        except (ValueError, torch.OutOfMemoryError) as error:
+            lines = " ".join(str(error).split())[:500]
+            raise ValueError(f"vLLM could not start: {lines} (flags: --vllm_memory {memory}, --tp {tp}, "
+                             f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
+        finally:  # vLLM replaces the first on CPUs, and patches classes of transformers that it has no own version of
+            torch.set_num_threads = set_num_threads
+            if model.__init__ is not start:
+                model.__init__ = start
+                del model.__call__
+        # A dying engine takes all process groups along, the trainer's too: it lives to the end, which is then its job.
+        self.engines.append(self.llm)
+        if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
+            atexit.unregister(dist.destroy_process_group)
+        if rank() == 0:
+            print(f"sampler: vLLM {version}, {world() // tp} engine(s) of {tp} process(es)")
+
+    def _weights(self, policy):
+        """The policy's weights as a checkpoint has them; a tied table under both of its names, because vLLM may keep
+        the head as a module of its own."""
+        ends = policy.lm.get_input_embeddings(), policy.lm.get_output_embeddings()
+        tables = [f"{name}.weight" for name, module in policy.lm.named_modules() if module in ends]
+        for name, tensor in policy.weights():
+            names = tables if name in tables and policy.lm.config.tie_word_embeddings else [name]
+            tensor = tensor.to(policy.dtype)
+            yield from [(name, tensor[: self.vocab] if name in tables else tensor) for name in names]
+
+    def sync(self, policy):
+        """Push the policy's weights, tensor by tensor. On a GPU this also wakes the engine, in the order that spares
+        memory: the trainer's cached blocks go, room for the weights, the weights, room for the KV cache."""
+        if self.asleep:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+        # Never without the iterator: it would read the model's files again, and sample from the base model for good.
+        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=self._weights(policy)))
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.asleep = False
+        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
+
+    def sleep(self):
+        """Give the engine's GPU memory back, weights and KV cache; sync() has to come before the next sample()."""
+        if self.cuda and not self.asleep:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
+        """As TorchSampler.sample, but the entropies are NaN, logprobs are those of what top_p leaves, and an engine
+        draws from one stream, keyed by seed and the number of its first prompt, so that responses depend on how many
+        engines there are. With request_seeds each response has a stream of its own, which slows decoding."""
+        requests, first = list(zip(prompts, numbers)), 0
+        if self.tp > 1:  # the processes of an engine submit the same requests
+            parts = [None] * self.tp
+            dist.all_gather_object(parts, requests, group=self.group)
+            requests, first = sum(parts, []), sum(map(len, parts[: rank() % self.tp]))
+        if not requests:
+            return []
+        keys = (streams(seed, [number for _, number in requests], 1) >> np.uint64(2)).tolist()
+        params = [self.params(n=n, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens, logprobs=0,
+                              stop_token_ids=self.eos, ignore_eos=True, detokenize=False, flat_logprobs=True,
+                              seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
+        tokens = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
+        # The engine draws from this process' generators; the algorithms' draws, the same on all ranks, must not notice.
+        with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):
+            torch.manual_seed(keys[0])
+            np.random.seed(keys[0] % 2**32)
+            bar = functools.partial(LateBar, delay=5, leave=False)
+            outputs = self.llm.generate(tokens, params, use_tqdm=not quiet and bar)
+        out = []
+        for answer in (x for request in outputs[first : first + len(prompts)] for x in request.outputs):
+            ids, logprobs = np.array(answer.token_ids), np.array(answer.logprobs.logprobs, dtype=np.float32)
+            out.append((ids, logprobs, np.full(len(ids), np.nan, np.float32), int(ids[-1]) in self.eos))
+        return out
+
+
+def choose_sampler(cfg):
+    """What --sampler asks for, a function (policy, eos) -> sampler. Raises ValueError, as does that function: one line.
+    auto: vLLM if it is installed and there is a GPU, else plain torch."""
+    name, gpu = cfg.sampler, torch.cuda.is_available()
+    if name == "auto":
+        name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
+        if gpu and name == "hf" and rank() == 0:
+            print("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
+    if name == "hf":
+        return TorchSampler
+    VLLMSampler.load()
+    return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
+                             memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
 
 
 # ===================================================================================================== rollouts

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,14 @@ def test_the_error_of_a_real_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_out_of_memory_names_the_flags_to_lower(tmp_path):
+    script = "import common, torch; raise torch.OutOfMemoryError('CUDA out of memory')"
+    root = Path(common.__file__).parent
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1 and "--tokens_per_micro" in last and "--vllm_memory" in last
+
+
 # ------------------------------------------------------------------------------------------------ the clipped ratio
 def loss_and_gradient(ratio, adv, cfg):
     """Loss and d(loss)/d(new) of one token. Where nothing binds the loss is -s A and so is its derivative."""
@@ -248,6 +257,7 @@ def test_clip_stats_count_as_ppo_does():
     assert (int(stats["clip_low"]), int(stats["clip_high"])) == (1, 1)
     assert float(stats["ratio_max"]) == pytest.approx(1.5)
     assert float(stats["mismatch"]) == pytest.approx(8 * 0.25)  # a sum over tokens, here of |new - sampler|
+    assert float(stats["mismatch_max"]) == pytest.approx(0.25)
 
 
 def test_clip_stats_use_both_bounds():
@@ -285,5 +295,5 @@ def test_kl_k3_has_the_mean_of_the_exact_kl():
 def test_the_metric_names_are_those_that_every_algorithm_shares():
     assert common.METRICS == (
         "step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-        "mismatch length truncated boxed verify_timeouts skipped_updates time_sample time_verify time_train time_sync "
-        "tokens_per_second eval_accuracy").split()  # fmt: skip
+        "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
+        "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip

@@ -47,11 +47,11 @@ def surrogate(new, entropy, values):
     return -torch.minimum(ratio * values["adv"], ratio.clamp(0.8, 1.2) * values["adv"]), {}
 
 
-def gradients(folder, batch, tokens_per_micro, norm="token"):
+def gradients(folder, batch, tokens_per_micro, norm="token", **how):
     """The gradient of one update, by parameter name."""
     lengths = [len(r) for r in batch.responses]
     batch.values["weight"] = token_weights(lengths, norm, max_new_tokens=64)
-    policy = Policy(folder, "cpu", lr=1e-3, tokens_per_micro=tokens_per_micro)
+    policy = Policy(folder, "cpu", lr=1e-3, tokens_per_micro=tokens_per_micro, **how)
     found = {}
 
     def step():
@@ -160,20 +160,22 @@ def test_gradient_does_not_depend_on_the_micro_batches(folders, norm):
         assert distance(gradients(folders["llama"], batch, budget, norm), whole) < 1e-6
 
 
-def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path):
-    """Two gloo ranks with FSDP2 against this process, for the three normalisations; 3 rows leave one rank idle once."""
+@pytest.mark.parametrize("ranks, shard_size", [(2, 0), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path, ranks, shard_size):
+    """Gloo ranks with FSDP2 against this process, for the three normalisations; 3 rows leave one rank idle once. The
+    four ranks hold two copies of the state, each over two of them."""
     script = tmp_path / "ranks.py"
     script.write_text(
         f"import sys, torch\nsys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
         "import torch.distributed as dist\nfrom test_policy import gradients, some_batch\n"
         "dist.init_process_group('gloo')\n"
-        f"out = [gradients({folders['qwen2']!r}, some_batch(rows), 40, norm)"
+        f"out = [gradients({folders['qwen2']!r}, some_batch(rows), 40, norm, shard_size={shard_size})"
         " for rows in (3, 12) for norm in ('token', 'sequence', 'constant')]\n"
         f"torch.save(out, {str(tmp_path / 'grads.pt')!r}) if dist.get_rank() == 0 else None\n"
         "dist.destroy_process_group()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--standalone", script]
+    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     found = iter(torch.load(tmp_path / "grads.pt"))
     for rows in (3, 12):
