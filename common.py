@@ -14,7 +14,6 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass, field, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,7 @@ from tqdm import tqdm
 import plot
 from policy import Policy, all_reduce, rank, start_processes, world
 from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
-from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, choose_sampler, draw, generate  # noqa: F401
+from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, choose_sampler, describe, draw, generate  # noqa: F401
 from rollout import grade, load_data, split, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
@@ -213,18 +212,16 @@ def find_model(name: str, flag: str) -> tuple:
 
 
 def open_model(cfg) -> tuple:
-    """(policy without an optimizer, a sampler that has its weights, tokenizer, what tells this model and machine from
-    others) for an evaluation of cfg.model."""
+    """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
     source, config, tokenizer = find_model(cfg.model, "model")
     policy = Policy(source, start_processes(), vocab=len(tokenizer))
-    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
-    sampler = TorchSampler(policy, {tokenizer.eos_token_id, *ends.tolist()})
+    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id).tolist()
+    try:
+        sampler = choose_sampler(cfg)(policy, {tokenizer.eos_token_id, *ends})
+    except ValueError as error:
+        fail(str(error))
     sampler.sync(policy)
-    versions = {package: metadata.version(package) for package in ("torch", "transformers", "math-verify")}
-    about = dict(context=getattr(config, "max_position_embeddings", math.inf), engine=type(sampler).__name__,
-                 weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
-                 dtype=str(policy.dtype), processes=int(os.environ.get("WORLD_SIZE", 1)),
-                 hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip
+    about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
     return policy, sampler, tokenizer, about
 
 

@@ -56,6 +56,7 @@ class Config:
     top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability")
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
+    sampler: str = arg("auto", "what generates: hf, plain torch; auto, the best one installed")
     ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose")
     rescore: str = arg("", "grade the responses saved in this .jsonl file instead of generating")
@@ -293,8 +294,8 @@ def evaluate(cfg, model=None) -> dict:
     _, sampler, tokenizer, about = model or common.open_model(cfg)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
-    if longest + cfg.max_new_tokens > about["context"]:
-        fail(f"--max_new_tokens {cfg.max_new_tokens} + a prompt of {longest} exceed the context of {about['context']}")
+    if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
+        fail(f"a prompt of {longest} tokens: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
     if rank() == 0:
         old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}
@@ -344,10 +345,9 @@ def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[fl
     rows = [dict(zip(saved, row)) for row in zip(*[x[:, :16].flat for x in saved.values()])]
     ids = [tokenizer(row["response"], add_special_tokens=False)["input_ids"] for row in rows]
     ids = [np.array(x + [tokenizer.eos_token_id] * (row["finish"] != "length")) for x, row in zip(ids, rows)]
-    prompts = [encode(row["problem"], settings["template"], tokenizer, row["after"])["prompt"] for row in rows]
-    batch = Batch(prompts, ids)
-    sums = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)
-    return np.exp(-sums / (batch.ends - batch.starts)).tolist()
+    batch = Batch([encode(x["problem"], settings["template"], tokenizer, x["after"])["prompt"] for x in rows], ids)
+    logprobs = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)
+    return np.exp(-logprobs / (batch.ends - batch.starts)).tolist()
 
 
 def compare(cfg):

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -434,8 +435,18 @@ def choose_sampler(cfg):
     if name == "hf":
         return TorchSampler
     VLLMSampler.load()
-    return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
-                             memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
+    names = [name for name in ("tp", "vllm_memory", "request_seeds") if hasattr(cfg, name)]  # eval.py has none of them
+    how = {name.removeprefix("vllm_"): getattr(cfg, name) for name in names}
+    return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, **how)
+
+
+def describe(policy, sampler) -> dict:
+    """What tells these weights, this engine and this machine from others; all ranks together."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify", "vllm")
+                if name != "vllm" or not isinstance(sampler, TorchSampler)}  # fmt: skip
+    return dict(weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
+                dtype=str(policy.dtype), engine=type(sampler).__name__, processes=world(),
+                hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip
 
 
 # ===================================================================================================== rollouts

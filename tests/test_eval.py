@@ -469,7 +469,7 @@ def test_a_model_of_a_training_run_is_evaluated_as_it_was_trained(tmp_path, tiny
     (["--temperature", "-1"], "--temperature -1.0"),
     (["--top_p", "1.5"], "--top_p 1.5"),
     (["--template", "cosy"], "template 'cosy'"),
-    (["--max_new_tokens", "4000"], "exceed the context of 2048"),
+    (["--max_new_tokens", "4000"], "2048 in all"),
     (["--sweep", "temprature=1"], "--sweep temprature=1"),
     (["--sweep", "temperature=warm"], "'warm'"),
     (["--ks", "1", "two"], "'two'"),
