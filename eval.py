@@ -295,7 +295,7 @@ def evaluate(cfg, model=None) -> dict:
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
-        fail(f"a prompt of {longest} tokens: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
+        fail(f"prompt of {longest}: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
     if rank() == 0:
         old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}
