@@ -1,6 +1,5 @@
 """Seconds, tokens per second, utilisation and memory of whole GRPO steps, or of one phase of them.
 
-    python bench.py                                                              the built-in model
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
@@ -95,8 +94,7 @@ def open_run(cfg, folder: str):
     cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
     cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
     if cfg.arch:
-        config = Qwen2Config(**dict(zip(SIZES, ARCHS[cfg.arch])), architectures=["Qwen2ForCausalLM"])
-        config.save_pretrained(folder)
+        Qwen2Config(**dict(zip(SIZES, ARCHS[cfg.arch])), architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)
         tiny.make_tokenizer().save_pretrained(folder)
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
@@ -110,11 +108,9 @@ def step(run, phase: str) -> dict:
     cfg, start = run.cfg, time.perf_counter()
     run.metrics, run.clock = dict.fromkeys(common.METRICS) | dict(skipped_updates=0, time_old=0.0), start
     run.sync()
-    if phase in ("all", "sample"):
-        rollouts = run.sample()
-    else:
-        ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
-        rollouts = Rollouts(run.problems[: cfg.prompts], [(x, x * 0.0, x * 0.0, True) for x in ids])
+    ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
+    drawn = Rollouts(run.problems[: cfg.prompts], [(x, np.float32(0 * x), np.float32(0 * x), True) for x in ids])
+    rollouts = run.sample() if phase in ("all", "sample") else drawn
     decode(rollouts.responses, run.tokenizer)
     rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
     run._lap("time_verify")

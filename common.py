@@ -1,6 +1,6 @@
 """The small shared module: config, ratio and clipping, and the run, whose methods are the verbs of every loop.
-Scripts reach everything through it. Below it: policy.py (the trainable model), rollout.py (problems, prompts,
-samplers), verify.py (grading), tiny.py (the built-in world). A reader of the algorithms needs this file alone."""
+Scripts reach everything through it. Below it: rewards.py, rollout.py, sampler.py and data.py (from problems to rewarded
+responses), policy.py (the trainable model), verify.py (grading). A reader of the algorithms needs this file alone."""
 
 import argparse
 import difflib
@@ -25,10 +25,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plot
+from data import TEMPLATES, draw, load_data  # noqa: F401
 from policy import Policy, all_reduce, rank, start_processes, world
-from rewards import REWARDS, reward, reward_terms, vote_labels  # noqa: F401
-from rollout import TEMPLATES, Batch, Rollouts, TorchSampler, choose_sampler, draw, generate  # noqa: F401
-from rollout import grade, load_data, split, streams  # noqa: F401
+from rewards import REWARDS, labelled, reward, reward_terms  # noqa: F401
+from rollout import Batch, Rollouts, generate, grade, split  # noqa: F401
+from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
@@ -211,6 +212,20 @@ def find_model(name: str, flag: str) -> tuple:
         fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
 
 
+def open_model(cfg) -> tuple:
+    """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
+    source, config, tokenizer = find_model(cfg.model, "model")
+    policy = Policy(source, start_processes(), vocab=len(tokenizer))
+    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id).tolist()
+    try:
+        sampler = choose_sampler(cfg)(policy, {tokenizer.eos_token_id, *ends})
+    except ValueError as error:
+        fail(str(error))
+    sampler.sync(policy)
+    about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
+    return policy, sampler, tokenizer, about
+
+
 class Run:
     """A training run. The loop of every algorithm calls its verbs in this order: steps, sync, sample, verify, (the
     algorithm), old_logprobs, minibatches and update, log, evaluate, save; and finish after the last step."""
@@ -301,39 +316,29 @@ class Run:
         last, self.clock = self.clock, time.perf_counter()
         self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
 
-    def _label(self):
-        """Train on the problems that this run will need, labelled by the initial model's vote; without those that have
-        no label, and for `incorrect` without those whose label is right."""
-        cfg, file = self.cfg, self.folder / "labels.jsonl"
-        count = min(len(self.problems), cfg.steps * cfg.prompts_per_step)
-        if self.step > 0:  # the policy is no longer the one to ask: what it said before must do
-            count = len(file.read_text().splitlines()) if file.exists() else 0
-        pool = draw(self.problems, 0, count, cfg.seed)
-        self.sampler.sync(self.policy)
-        pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, self.sampler, self.tokenizer, cfg))]
-        drop = lambda p: "incorrect" in self.rewarded and verify(f"\\boxed{{{p['label']}}}", p["answer"])
-        self.problems = [p for p in pool if p["label"] and not drop(p)]
-        say(f"labels: {len(pool)} problems voted on, {len(self.problems)} kept ({file})")
-        if not self.problems:
-            fail(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data, or another --out")
-
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
         self._open()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
+        cfg = self.cfg
         if self.rewarded & {"majority_fixed", "incorrect"}:
-            self._label()
+            self.sampler.sync(self.policy)
+            try:
+                arguments = self.folder / "labels.jsonl", self.step > 0, self.sampler, self.tokenizer
+                self.problems = labelled(self.problems, cfg, *arguments)
+            except ValueError as error:
+                fail(str(error))
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
-        with tqdm(total=self.cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
-            while self.step < self.cfg.steps:
+        with tqdm(total=cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
+            while self.step < cfg.steps:
                 self.step, self.began = self.step + 1, time.perf_counter()
-                self.clock, self.metrics = self.began, dict.fromkeys(METRICS) | dict(skipped_updates=0, lr=self.cfg.lr)
+                self.clock, self.metrics = self.began, dict.fromkeys(METRICS) | dict(skipped_updates=0, lr=cfg.lr)
                 self.metrics["step"] = self.step
-                torch.manual_seed((self.cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
+                torch.manual_seed((cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
                 yield self.step
                 self.bar.update()
 
@@ -443,7 +448,15 @@ class Run:
             self.evaluated = Rollouts(self.tests, generate(self.sampler, self.tests, 4, 0, cfg.seed + 2**40, cfg))
             grade(self.evaluated, self.tokenizer)
             self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
-            say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, 4 responses each")
+            if rank() == 0:
+                from eval import with_interval  # here, for it imports this module
+
+                _, low, high = with_interval(self.evaluated.correct.mean(1))
+                file = self.folder / f"eval/step_{self.step:06d}/{Path(cfg.eval_data).stem}.jsonl"
+                file.parent.mkdir(parents=True, exist_ok=True)  # folders that eval.py --compare and --rescore read
+                file.write_text("".join(json.dumps(row) + "\n" for row in self.evaluated.rows(cfg.seed)))
+                say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, 4 responses each, "
+                    f"95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
 
     def save(self):
         """Write the step's metrics; and a checkpoint, if one is due or a signal asked to leave."""

@@ -1,7 +1,8 @@
-"""Figures of training runs, drawn from metrics.jsonl and config.json alone; one function per figure.
+"""Figures of training runs and evaluations, drawn from their saved files alone; one function per figure.
 
     python plot.py out/grpo-tiny-s0                              writes out/grpo-tiny-s0/curves.png
     python plot.py out/grpo-tiny-s* out/raft-tiny-s* --out comparison.png --window 20
+    python plot.py out/eval-tiny/summary.json                    or compare.json, sweep.json of eval.py
 
 Runs that differ in their seed only are one setting: a line for their mean, a band of one standard deviation.
 Colour and marker tell settings apart, line style tells the quantities of a panel apart.
@@ -23,6 +24,7 @@ from matplotlib.lines import Line2D
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 LOOKS = [{"color": COLOURS[i % 7], "marker": MARKERS[i % 8]} for i in range(56)]
+SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # edges: accuracy 0, (0, .1], ..., (.9, 1), 1
 # Keys of config.json that say where, how long and how watched a run was, and do not change what a step does.
 BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro"}
 ACCURACY = "accuracy\nsolid: training, dashed: reward, hollow: evaluation"
@@ -161,6 +163,69 @@ def draw_panel(ax, groups, window, title, unit, start, when_empty, styles):
         ax.set_yticks([])
 
 
+def draw_evaluation(path):
+    """Draws summary.json, compare.json or sweep.json of eval.py into a .png beside it: a row of panels a benchmark."""
+    data, grid = json.loads(Path(path).read_text(encoding="utf-8")), []
+    for name, r in data["benchmarks"].items():
+        if "setting" in data:
+            seeds = {value: 100 * np.array(result["per_seed"]) for value, result in r.items()}
+            grid.append([(draw_boxes, seeds, data["setting"], "accuracy of each seed, %")])
+            continue
+        models = {Path(label).name: model for label, model in r.get("models", {name: r}).items()}
+        shares = {label: np.array(model["right"]) / model["samples"] for label, model in models.items()}
+        grid.append([(draw_pass, models), (draw_bars, shares, SHARES, "accuracy; outermost: exactly 0, 1", "problems")])
+        if "pairs" in r:
+            grid[-1] += [(draw_flow, pair["transitions"], Path(label).name) for label, pair in r["pairs"].items()]
+            if "perplexity" in r:
+                grid[-1] += [(draw_boxes, r["perplexity"], "responses of", "perplexity under the baseline")]
+        else:
+            saved = [json.loads(line) for line in open(Path(path).with_name(f"{name}.jsonl"), encoding="utf-8")]
+            sizes = {word: [x["tokens"] or len(x["response"]) for x in saved if x["correct"] == right]
+                     for word, right in (("right", True), ("wrong", False))}  # fmt: skip
+            drawn = 100 * np.random.default_rng(0).choice(r["per_seed"], (r["seeds"], 10_000))  # with replacement
+            runs = {k: drawn[:k].mean(0) for k in range(1, r["seeds"] + 1)}  # arXiv 2504.07086, section 3
+            grid[-1] += [(draw_bars, sizes, 30, "response length, tokens (or characters)", "responses, all seeds")]
+            grid[-1] += [(draw_boxes, runs, "K, seeds averaged", "mean accuracy of K seeds, %")]
+    rows, columns = len(grid), max(map(len, grid))
+    figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
+    for name, panels, line in zip(data["benchmarks"], grid, figure.subplots(rows, columns, squeeze=False)):
+        for ax, (panel, *args) in zip(line, panels):
+            panel(ax, *args)
+            ax.set_title(name)
+            ax.grid(alpha=0.25)
+            ax.legend(fontsize=8)
+    figure.savefig(Path(path).with_suffix(".png"))
+
+
+def draw_boxes(ax, groups, xlabel, ylabel):
+    ax.boxplot(list(groups.values()), whis=(2.5, 97.5), sym="", label="box 50 %, whiskers 95 %")
+    ax.set(xlabel=xlabel, ylabel=ylabel, xticklabels=[Path(str(label)).name[:24] for label in groups])
+
+
+def draw_bars(ax, groups, bins, xlabel, ylabel):
+    ax.hist(list(groups.values()), bins, label=list(groups), color=[LOOKS[i]["color"] for i in range(len(groups))])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def draw_pass(ax, models):
+    for (label, r), look in zip(models.items(), LOOKS):
+        for kind, style in (("pass", "-"), ("maj", "--")):
+            mean, low, high = 100 * np.array(r[f"{kind}_at"]).T
+            ax.plot(np.log2(r["ks"][: len(mean)]), mean, style, label=f"{kind}@k {label}", ms=5, **look)
+            ax.fill_between(np.log2(r["ks"][: len(mean)]), low, high, color=look["color"], alpha=0.15, lw=0)
+    ax.set(xlabel="k (log axis)", ylabel="% of problems, 95 % interval", xticks=np.log2(r["ks"]), xticklabels=r["ks"])
+
+
+def draw_flow(ax, cells, label):
+    """Strategies before, on the left, and after: a band a cell, as wide as its share of the pairs of responses."""
+    (a, b, c, d), x = (cell["size"] for cell in cells.values()), np.linspace(0, 1, 50)
+    for (name, r), left, right, colour in zip(cells.items(), (0, a, a + b, 1 - d), (0, a + c, a, 1 - d), COLOURS):
+        text = f"{name}: {r['size']:.0%}, right {r['before']:.0%} to {r['after']:.0%}, {r['contribution']:+.0%} of gain"
+        low = left + (right - left) * (1 - np.cos(np.pi * x)) / 2
+        ax.fill_between(x, low, low + r["size"], color=colour, alpha=0.6, lw=0, label=text)
+    ax.set(xticks=(0, 1), xticklabels=("before", "after"), xlabel=label, ylabel="share of pairs", ylim=(0, 1.4))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Draws the training curves of one or more runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or its metrics.jsonl")
@@ -171,6 +236,8 @@ def main():
     if args.window is not None and args.window < 1:
         parser.error(f"--window {args.window}: at least 1")
     try:
+        if args.runs[0].endswith(".json"):
+            return [draw_evaluation(path) for path in args.runs]
         out = args.out or (load(args.runs[0]).folder if len(args.runs) == 1 else Path()) / "curves.png"
         draw(args.runs, out, args.window, args.labels)
     except (OSError, ValueError) as error:

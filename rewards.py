@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data import draw
 from policy import rank
-from rollout import Rollouts, decode, generate, mix, verified
+from rollout import Rollouts, decode, generate, verified
+from sampler import mix
 from verify import extract, last_boxed, normalise
 
 
@@ -109,3 +111,21 @@ def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[s
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
             partial.rename(file)
     return labels[: len(pool)]
+
+
+def labelled(problems: list[dict], cfg, file: Path, started: bool, sampler, tokenizer) -> list[dict]:
+    """The problems that a run will need, labelled by the vote of the sampler's model; without those that have no label,
+    and for the reward `incorrect` without those whose label is right. Raises ValueError if none is left. A run that had
+    started must do with the labels in the file: its policy is no longer the one to ask."""
+    count = min(len(problems), cfg.steps * cfg.prompts_per_step)
+    if started:
+        count = len(file.read_text().splitlines()) if file.exists() else 0
+    pool = draw(problems, 0, count, cfg.seed)
+    pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
+    right = verified([f"\\boxed{{{p['label']}}}" for p in pool], [p["answer"] for p in pool])
+    kept = [p for p, x in zip(pool, right) if p["label"] and not (x and "incorrect" in cfg.reward)]
+    if rank() == 0:
+        tqdm.write(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
+    if not kept:
+        raise ValueError(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data or votes")
+    return kept

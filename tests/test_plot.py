@@ -265,3 +265,86 @@ def test_importing_plot_needs_neither_pyplot_nor_torch_and_prints_nothing():
     code = "import sys, plot; print([name for name in ('matplotlib.pyplot', 'torch') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# --- evaluations ---
+
+
+def summary(pass_at, samples=4, seeds=2, **more):
+    """One benchmark's numbers, as far as the figures read them."""
+    points = [[x, x - 0.1, x + 0.05] for x in pass_at]
+    r = {"ks": [1, 2, 4], "pass_at": points, "maj_at": points[:2], "right": [0, 1, 4], "samples": samples}
+    return r | {"seeds": seeds, "per_seed": [0.4, 0.6][:seeds]} | more
+
+
+def evaluation(folder, name, data, figures):
+    folder.mkdir()
+    (folder / f"{name}.json").write_text(json.dumps(data))
+    rows = [{"tokens": 5 + i, "correct": i % 2 == 0, "response": "x"} for i in range(8)]
+    (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot.draw_evaluation(folder / f"{name}.json")
+    return figures[-1].axes
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were drawn, instead of files."""
+    drawn = []
+    monkeypatch.setattr(plot.Figure, "savefig", lambda figure, out: drawn.append(figure))
+    return drawn
+
+
+def test_a_summary_shows_curves_accuracies_lengths_and_what_averaging_seeds_does(tmp_path, figures):
+    axes = evaluation(tmp_path / "a", "summary", {"benchmarks": {"tiny": summary([0.4, 0.6, 0.7])}}, figures)
+    assert len(axes) == 4 and all(ax.get_xlabel() and ax.get_ylabel() for ax in axes)
+    curves = {line.get_label(): line.get_ydata().tolist() for line in axes[0].lines}
+    assert curves == {"pass@k tiny": pytest.approx([40, 60, 70]), "maj@k tiny": pytest.approx([40, 60])}
+    heights = [bar.get_height() for bar in axes[1].patches]
+    assert heights == [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]  # accuracies 0, 1/4 and 1, in twelve bins
+    assert sum(bar.get_height() for bar in axes[2].patches) == 8
+    medians = [line.get_ydata()[0] for line in axes[3].lines if line.get_color() == "C1"]
+    assert len(medians) == 2 and 40 <= medians[1] <= 60
+
+
+def test_accuracies_on_an_edge_belong_to_the_lower_bin(tmp_path, figures):
+    r = summary([0.4, 0.6, 0.7], samples=10, right=list(range(11)))
+    axes = evaluation(tmp_path / "a", "summary", {"benchmarks": {"tiny": r}}, figures)
+    assert [bar.get_height() for bar in axes[1].patches] == [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1]  # 0, .1, ..., .9, 1
+
+
+def test_a_comparison_shows_all_models_and_the_flow_of_strategies(tmp_path, figures):
+    models = {"out/base": summary([0.2, 0.4, 0.9]), "out/rl": summary([0.6, 0.7, 0.8])}
+    names = [f"{x} to {y}" for x in ("python", "words") for y in ("python", "words")]
+    sizes = dict(zip(names, [0.4, 0.1, 0.3, 0.2]))
+    cells = {name: {"size": x, "before": 0.5, "after": 0.7, "contribution": 0.25} for name, x in sizes.items()}
+    data = {"models": models, "pairs": {"out/rl": {"transitions": cells}}, "perplexity": {"out/base": [1.0, 1.2]}}
+    axes = evaluation(tmp_path / "a", "compare", {"baseline": "out/base", "benchmarks": {"tiny": data}}, figures)
+    assert len(axes) == 4
+    labels = {f"{kind}@k {model}" for kind in ("pass", "maj") for model in ("base", "rl")}
+    assert {line.get_label() for line in axes[0].lines} == labels
+    bands = [band.get_paths()[0].vertices for band in axes[2].collections]
+    ends = [[band[band[:, 0] == x, 1] for x in (0, 1)] for band in bands]
+    spans = [[(y.min(), y.max()) for y in pair] for pair in ends]
+    # Left: python first, 0 to .5, by where they go; right: python first, 0 to .7, by where they come from.
+    expected = [[(0, 0.4), (0, 0.4)], [(0.4, 0.5), (0.7, 0.8)], [(0.5, 0.8), (0.4, 0.7)], [(0.8, 1), (0.8, 1)]]
+    np.testing.assert_allclose(spans, expected, atol=1e-12)
+    assert "python to words: 10%, right 50% to 70%, +25% of gain" in axes[2].get_legend_handles_labels()[1]
+
+
+def test_a_sweep_is_a_box_of_seeds_for_each_value_and_a_row_for_each_benchmark(tmp_path, figures):
+    values = {"0": summary([0.4], per_seed=[0.4, 0.4]), "0.5": summary([0.4], per_seed=[0.3, 0.5])}
+    data = {"setting": "temperature", "benchmarks": {"tiny": values, "aime24": values}}
+    axes = evaluation(tmp_path / "a", "sweep", data, figures)
+    assert [ax.get_title() for ax in axes] == ["tiny", "aime24"]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0", "0.5"]
+    assert axes[0].get_xlabel() == "temperature"
+
+
+def test_the_command_line_draws_an_evaluation_beside_its_numbers(tmp_path):
+    data = {"benchmarks": {"tiny": summary([0.4, 0.6, 0.7], seeds=1)}}
+    (tmp_path / "summary.json").write_text(json.dumps(data))
+    (tmp_path / "tiny.jsonl").write_text('{"tokens": null, "correct": true, "response": "four"}\n')
+    done = plot_cli(tmp_path / "summary.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    image = pixels(tmp_path / "summary.png")
+    assert image.shape == (420, 2000, 3) and image.var() > 1e-3

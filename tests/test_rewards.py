@@ -12,7 +12,9 @@ from test_runs import assert_same_run, metrics, read
 import common
 import raft_pp
 import rewards
-from rollout import Rollouts, decode, grade, render, streams
+from data import render
+from rollout import Rollouts, decode, grade
+from sampler import streams
 
 TEXTS = ["2+2 in python is \\boxed{4}", "\\boxed{4}", "it is \\boxed{5}", "\\boxed{ }",
          "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]  # fmt: skip
@@ -229,7 +231,7 @@ def test_incorrect_drops_the_prompts_whose_vote_is_right(train, tmp_path, capsys
 
 
 def test_when_every_vote_is_right_incorrect_has_nothing_to_train_on(train, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("common.vote_labels", lambda file, pool, *a: [p["answer"] for p in pool])
+    monkeypatch.setattr("rewards.vote_labels", lambda file, pool, *a: [p["answer"] for p in pool])
     assert train(tmp_path / "run", *FEW, "--reward", "incorrect", "--steps", 2) == 2
     assert "error: --reward incorrect: no labelled problem is left of 14" in capsys.readouterr().err
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from policy import Policy
-from rollout import DATA, TEMPLATES, Batch, Rollouts, TorchSampler, draw, generate, grade, load_data, mix, render
-from rollout import streams
+from data import DATA, TEMPLATES, draw, load_data, render
+from rollout import Batch, Rollouts, generate, grade
+from sampler import TorchSampler, mix, streams
 from verify import verify
 
 END = 260  # the tiny model's end token

@@ -20,9 +20,11 @@ import torch
 
 import common
 import grpo
-import rollout
+import sampler as samplers
 from policy import Policy
-from rollout import Batch, TorchSampler, VLLMSampler, choose_sampler, render
+from data import render
+from rollout import Batch
+from sampler import TorchSampler, VLLMSampler, choose_sampler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 END = 260  # the tiny model's end token
@@ -445,7 +447,7 @@ def test_processes_that_do_not_make_whole_groups(train, tmp_path, capsys):
 @pytest.mark.parametrize("installed", [False, True])
 def test_auto_takes_vllm_on_a_gpu(monkeypatch, capsys, gpu, installed):
     spec = SimpleNamespace() if installed else None
-    monkeypatch.setattr(rollout.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(VLLMSampler, "load", lambda: None)
     chosen = choose_sampler(common.Config())

@@ -1,0 +1,400 @@
+r"""Evaluate models: accuracies with intervals, comparisons with p-values, and the analyses of the papers.
+
+    python eval.py                                                        the built-in model on the built-in problems
+    python eval.py --model out/grpo-tiny-s0/final --bench tiny,tiny-hard --limit 200
+    torchrun --nproc-per-node 8 eval.py --model qwen2.5-math-7b --bench math500,aime24 --temperature 0.6 --top_p 0.95
+    python eval.py --rescore generations.jsonl                            grade saved responses, without a model
+    python eval.py --compare out/eval-tiny out/eval-grpo-tiny-s0-final    the first is the baseline of the others
+    python eval.py --sweep temperature=0,0.5,1                            or top_p, max_new_tokens, template, ...
+    python eval.py --wrong out/eval-tiny/tiny.jsonl --reflect " wait"     can it mend its own wrong solutions?
+
+The output folder gets BENCHMARK.jsonl, every response; summary.json, compare.json or sweep.json, all numbers and every
+setting that moves them; and its figure. The same command continues an interrupted evaluation.
+"""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import common  # first: it says how torch's threads are to wait
+import numpy as np
+import plot
+import torch
+from common import arg, fail, say, tqdm
+from data import encode, load_data
+from policy import all_reduce, rank
+from rollout import Batch, Rollouts, generate, grade, read_responses
+from verify import extract, last_boxed, normalise, verify_all
+
+BENCHES = {"tiny": "tiny-test", "gsm8k": "gsm8k-test"}  # names that mean something else as training data
+SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
+SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
+BEHAVIOURS = {  # patterns, counted per response: a lower bound on what the judge of arXiv 2503.01307 would find
+    "backtracking": r"try (a different|another|again)|start over|go back|(does|did)(n't| not) work|alternatively",
+    "verification": r"double[- ]check|\bverify|\bto check|\bcheck (that|if|our|the|this|my)|this works|too (high|low)",
+    "subgoal": r"\bfirst,|\bnext,|\bstep \d|need to (find|compute|determine|calculate)",
+    "self_correction": r"\bwait\b|made an? (mistake|error)|\bre-?(check|think|assess|evaluat|examin|consider|analyz)",
+}
+
+
+@dataclass
+class Config:
+    model: str = arg("tiny", "alias (README lists them), hub id or local folder, such as a run's final/")
+    bench: str = arg("", "benchmarks or files, by comma (README lists them; default: the model's own, else math500)")
+    limit: int = arg(0, "use the first LIMIT problems of each only (0: all)")
+    samples: int = arg(16, "responses per problem and seed")
+    seeds: int = arg(4, "seeds: repetitions that differ in their random streams only")
+    seed: int = arg(0, "the first seed")
+    out: str = arg("", "output folder (default: out/eval-MODEL, rescore-FILE, compare-A-B or sweep-MODEL-NAME)")
+    template: str = arg("chat", "prompt template: a name in data.TEMPLATES, or any text with {problem}")
+    prefix: str = arg("", "text that every response is made to begin with")
+    temperature: float | None = arg(1.0, "sampling temperature; 0: greedy")
+    top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability")
+    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
+    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
+    sampler: str = arg("auto", "what generates: hf, plain torch; auto, the best one installed")
+    ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")
+    chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose")
+    rescore: str = arg("", "grade the responses saved in this .jsonl file instead of generating")
+    compare: list[str] | None = arg(None, "saved evaluations, folders or .jsonl files: the baseline, then others")
+    perplexity: bool = arg(False, "with --compare: perplexity of all responses under the baseline's model")
+    sweep: str = arg("", f"evaluate at several values, NAME=A,B or NAME=A|B; NAME: {', '.join(SWEPT)}")
+    wrong: str = arg("", "continue the first wrong response to each problem in this .jsonl file of saved responses")
+    reflect: str = arg("", "with --wrong: the words that follow the wrong response, such as 'Wait,'")
+
+
+# ====================================================================================================== statistics
+def pass_at_k(right, n: int):
+    """Unbiased pass@k of each problem, counts of right samples [P] among n -> [P, n], column k - 1 for k = 1..n:
+    1 - C(n - c, k) / C(n, k) as a running product (arXiv 2107.03374, eq. 1; 2504.13837, section 2)."""
+    wrong, drawn = n - np.asarray(right)[:, None], np.arange(n)
+    return 1 - np.cumprod(np.maximum(wrong - drawn, 0) / (n - drawn), axis=1)
+
+
+def maj_at_k(right: int, wrong: list[int], n: int, ks: list[int]) -> list[float]:
+    """Chance that a majority vote of k of a problem's n samples, drawn without replacement, is right; exact, n <= 1000.
+    right: samples with the right answer; wrong: votes for each wrong answer; the others have no answer and abstain.
+    A tie of t answers counts 1/t if the right one is among them; a vote without ballots is wrong."""
+    choose = lambda of, k: float(math.comb(of, k))
+    room, total = max(ks) + 1, np.zeros(max(ks) + 1)
+    for top in range(1, min(right, max(ks)) + 1):  # ballots of the right answer: it wins if no other has more
+        rivals = [votes for votes in wrong if votes >= top]
+        ways = np.zeros((room // top + 1, room))  # [rivals that tie, samples]: subsets of that size
+        ways[0] = [choose(n - right - sum(rivals), k) for k in range(room)]  # of answers that cannot come up to top
+        for votes in rivals:
+            old, ways = ways, np.zeros_like(ways)
+            for k in range(top):
+                ways[:, k:] += choose(votes, k) * old[:, : room - k]
+            ways[1:, top:] += choose(votes, top) * old[:-1, : room - top]
+        total[top:] += choose(right, top) * (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)[: room - top]
+    return [total[k] / choose(n, k) for k in ks]
+
+
+def with_interval(values, draws=10_000, seed=0) -> list:
+    """[mean, low, high] over problems of values [P], or for [P, K] a list of K of them. The 95 % interval: percentiles
+    over draws of P problems with replacement, moved outwards when problems are few, as plain percentiles then cover
+    too seldom ("expanded percentile interval", Hesterberg, arXiv 1411.5279; the t quantile expanded in 1 / P)."""
+    values, rng, problems = np.asarray(values, dtype=float), np.random.default_rng(seed), len(values)
+    counts = [rng.multinomial(problems, np.full(problems, 1 / problems), 1000) @ values for _ in range(0, draws, 1000)]
+    wider = math.sqrt(problems / max(1, problems - 1)) * (1 + (1.96**2 + 1) / 4 / max(1, problems - 1))
+    tail = math.erfc(1.96 * wider / math.sqrt(2)) / 2
+    interval = np.quantile(np.concatenate(counts) / problems, [tail, 1 - tail], axis=0)
+    return np.concatenate([values.mean(0)[None], interval]).T.tolist()
+
+
+def permutation_p(difference, draws=10_000, seed=0) -> float:
+    """Two-sided p-value for paired differences [P] of mean 0: how often random signs, or those observed, which are
+    added to the draws, give a mean at least as far from 0 (Fisher's randomisation test)."""
+    d, rng = np.asarray(difference, dtype=float), np.random.default_rng(seed)
+    sums = np.concatenate([rng.choice([-1.0, 1.0], (1000, len(d))) @ d for _ in range(0, draws, 1000)])
+    return (1 + int((abs(sums) >= abs(d.sum()) - 1e-9).sum())) / (1 + len(sums))
+
+
+def holm(ps) -> list[float]:
+    """p-values [m] adjusted so that the chance of any false discovery among the m is bounded (Holm 1979)."""
+    steps = np.maximum.accumulate(np.sort(ps) * np.arange(len(ps), 0, -1))
+    return np.minimum(1, steps)[np.argsort(np.argsort(ps))].tolist()
+
+
+def spread(right) -> tuple[float, float]:
+    """Standard deviation (Bessel) over seeds of the accuracy, and what sampling alone would make it, right [P, S, n]:
+    sqrt(mean of p (1 - p) / (n P)), each p (1 - p) estimated without bias. NaN where undefined."""
+    problems, seeds, n = right.shape
+    within = right.reshape(problems, -1).var(1, ddof=1).mean() if seeds * n > 1 else math.nan
+    return float(right.mean((0, 2)).std(ddof=1)) if seeds > 1 else math.nan, math.sqrt(within / (n * problems))
+
+
+def crossing(a, b) -> int | None:
+    """The smallest k at which the other one of two pass@k curves [n], column k - 1, is ahead than at the start."""
+    sign = np.sign(np.round(np.subtract(b, a), 12))
+    behind = sign * sign[np.argmax(sign != 0)] < 0
+    return int(behind.argmax()) + 1 if behind.any() else None
+
+
+def solvable(a, b) -> dict[str, list[int]]:
+    """Which problems have a right sample, by counts [P] of A and B (arXiv 2504.13837, section 3)."""
+    a, b = np.asarray(a) > 0, np.asarray(b) > 0
+    sets = dict(both=a & b, only_a=a & ~b, only_b=~a & b, none=~a & ~b)
+    return {name: np.flatnonzero(inside).tolist() for name, inside in sets.items()}
+
+
+def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
+    """Strategies before (A) and after (B), python or words (arXiv 2506.10947, section 4): size, accuracy before and
+    after, and contribution to the gain of the four cells, from [P, N] each. Every sample of A is paired with every one
+    of B, which for N = 1 is the paper's table. Sizes sum to 1, and so do contributions; NaN where undefined."""
+    gain, cells = float(right_b.mean() - right_a.mean()) or math.nan, {}
+    pairs = lambda x, y: float((x.mean(1) * y.mean(1)).mean())  # share of all pairs in which x and y hold
+    for before, was in (("python", python_a), ("words", 1 - python_a)):
+        for after, now in (("python", python_b), ("words", 1 - python_b)):
+            size, right_was, right_now = pairs(was, now), pairs(was * right_a, now), pairs(was, now * right_b)
+            accuracies = dict(before=right_was / (size or math.nan), after=right_now / (size or math.nan))
+            cells[f"{before} to {after}"] = dict(size=size, **accuracies, contribution=(right_now - right_was) / gain)
+    return cells
+
+
+# ================================================================================================ saved evaluations
+def checked(function, *args):
+    """function(*args), whose errors are bad input."""
+    try:
+        return function(*args)
+    except (OSError, ValueError) as error:
+        fail(str(error).splitlines()[0])
+
+
+def count(pattern: str, texts) -> np.ndarray:
+    """How often a pattern occurs in each of the texts [P, N], whatever the case."""
+    return np.vectorize(lambda text: len(re.findall(pattern, text, re.IGNORECASE)), otypes=[float])(texts)
+
+
+def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
+    """All numbers of one benchmark, from columns as of read_responses; shares are in 0..1, lengths in tokens."""
+    if any(right is None for right in saved["correct"].flat):
+        fail(f"{name} is not graded; run eval.py --rescore on it first")
+    right, texts, samples = saved["correct"].astype(float), saved["response"], saved["correct"].shape[1]
+    ks = list(ks) or [2**i for i in range(samples.bit_length())]
+    if not 1 <= min(ks) <= max(ks) <= samples:
+        fail(f"--ks {' '.join(map(str, ks))}: {name} has {samples} samples of each problem; give k from 1 to that")
+    by_seed, maj, ballots = right.reshape(len(right), len(set(saved["seed"][0])), -1), [], min(samples, 256)
+    for hits, answers in zip(right[:, :ballots], saved["extracted"]):  # more ballots would take minutes to count
+        votes = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
+        maj.append(maj_at_k(int(hits.sum()), list(votes.values()), ballots, [k for k in ks if k <= ballots]))
+    tokens, cut = saved["tokens"].astype(float), saved["finish"] == "length"
+    mean = lambda chosen: float(tokens[chosen].mean()) if chosen.any() else math.nan
+    found = {behaviour: count(pattern, texts) for behaviour, pattern in BEHAVIOURS.items()}
+    explicit = found["self_correction"] > 0  # with the accuracy, the four fractions of arXiv 2504.04022
+    shares = dict(truncated=cut, boxed=np.vectorize(lambda text: last_boxed(text) is not None)(texts),
+                  python=count("python", texts) > 0, explicit_rate=explicit, explicit_accuracy=right * explicit,
+                  implicit_accuracy=right * ~explicit, **found)  # fmt: skip
+    deviation, by_chance = spread(by_seed)
+    return dict(
+        problems=len(right), samples=samples, seeds=by_seed.shape[1], avg=with_interval(right.mean(1)), ks=ks,
+        pass_at=with_interval(pass_at_k(right.sum(1), samples)[:, np.array(ks) - 1]), maj_at=with_interval(maj),
+        per_seed=by_seed.mean((0, 2)).tolist(), seed_std=deviation, by_chance=by_chance,
+        needed=2 * (2.8 / 0.02) ** 2 * by_chance**2 * by_seed.shape[2],  # to tell 2 points: 5 %, power 80 %
+        length={word: mean(right == x) for word, x in (("right", 1), ("wrong", 0))},
+        length_whole={word: mean((right == x) & ~cut) for word, x in (("right", 1), ("wrong", 0))},
+        right=right.sum(1).tolist(), **{name: float(x.mean()) for name, x in shares.items()})  # fmt: skip
+
+
+def table(rows: list[dict]):
+    """Print rows in columns; shares as percent, [mean, low, high] with its interval, lengths as right / wrong."""
+    how = {float: lambda x: f"{100 * x:.1f}", dict: lambda x: "{right:.1f} / {wrong:.1f}".format(**x),
+           list: lambda x: "{:.1f} [{:.1f}, {:.1f}]".format(*np.multiply(x, 100))}  # fmt: skip
+    cells = [list(rows[0]), *[[how.get(type(x), str)(x) for x in row.values()] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for row in [[], *cells]:
+        say("  ".join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths))))
+
+
+def save(folder, name: str, result: dict):
+    """Write NAME.json, whole or not at all, and its figure; on rank 0."""
+    if rank() > 0:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (file := Path(folder, f"{name}.tmp")).write_text(json.dumps(result, indent=1))
+    file.replace(file.with_suffix(".json"))
+    if "benchmarks" in result:
+        plot.draw_evaluation(file.with_suffix(".json"))
+        say(f"\nnumbers: {folder}/{name}.json   figure: {folder}/{name}.png")
+
+
+def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
+    """Print, save and return the summaries of {benchmark: columns}."""
+    results = {name: summarise(x, name, cfg.ks or ()) for name, x in saved.items()}
+    table([{"in %, length in tokens": name} | {x: r[x] for x in SHOWN} for name, r in results.items()])
+    for name, r in results.items():
+        curves = [(kind, zip(r["ks"], r[f"{kind}_at"])) for kind in ("pass", "maj")]
+        table([{name: f"{kind}@k"} | {f"k={k}": x[0] for k, x in curve} for kind, curve in curves])
+        if r["needed"] > r["samples"]:
+            what = f"{r['problems']} problems, each worth {1 / r['problems']:.1%}, x {r['samples']} samples"
+            say(f"warning: {name}: {what} do not tell models apart that differ by 2 %; {r['needed']:.0f} samples would")
+    save(cfg.out, "summary", dict(settings=settings, benchmarks=results))
+    return results
+
+
+def rescore(cfg):
+    """Grade saved responses anew; how far the grades that the file holds agree."""
+    name, saved = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore)
+    pairs, old = list(zip(saved["response"].flat, saved["gold"].flat)), saved["correct"].flatten()
+    parts = tqdm([pairs[i : i + 500] for i in range(0, len(pairs), 500)], "grading", delay=1)
+    saved["correct"].flat = [right for part in parts for right in verify_all(part)]
+    saved["extracted"].flat = [extract(text) for text, _ in pairs]
+    rows = [json.dumps(dict(zip(saved, row))) + "\n" for row in zip(*[x.flat for x in saved.values()])]
+    save(cfg.out, "summary", {})
+    Path(cfg.out, f"{name}.jsonl").write_text("".join(rows))
+    report(cfg, dict(rescored=cfg.rescore), {name: saved})
+    both = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
+    if both:
+        only = f"right only here {both[True, False]}, only there {both[False, True]}"
+        say(f"the file's own grades agree on {both[True, True] + both[False, False]} of {both.total()}; {only}")
+
+
+# ======================================================================================================== evaluating
+def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
+    """{benchmark: problems}; with --wrong, the first wrong response to each problem in that file, to be continued."""
+    if not cfg.wrong:
+        stems = {Path(x).stem if Path(x).is_file() else x.replace("/", "-"): x for x in cfg.bench.split(",")}
+        return {x: checked(load_data, BENCHES.get(y, y), tokenizer, cfg, cfg.limit) for x, y in stems.items()}
+    saved = checked(read_responses, cfg.wrong)
+    rows = [dict(zip(saved, row)) for row in zip(*[x.flat for x in saved.values()])]
+    first = {row["problem_id"]: row for row in rows[::-1] if row["correct"] is False}
+    start = lambda row: encode(row["problem"], cfg.template, tokenizer, row["after"] + row["response"] + cfg.reflect)
+    problems = [start(first[i]) | dict(answer=first[i]["gold"]) for i in sorted(first)][: cfg.limit or None]
+    return {Path(cfg.wrong).stem: problems or fail(f"{cfg.wrong}: no response in it is graded as wrong")}
+
+
+def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
+    """Append to a file the rows that it lacks. A chunk that a kill cut short is done anew, so that all batches are."""
+    size, done = max(1, cfg.chunk // cfg.samples), 0
+    chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
+    if rank() == 0:
+        file.touch()
+        lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
+        ends = np.cumsum([0] + [cfg.samples * len(problems[i : i + size]) for _, i in chunks])
+        done = int(np.searchsorted(ends, len(lines), "right")) - 1
+        file.open("r+b").truncate(sum(map(len, lines[: ends[done]] if done < len(chunks) else lines)))
+    done = int(all_reduce(torch.tensor(done)))
+    for seed, i in tqdm(chunks[done:], file.stem, len(chunks), initial=done, disable=rank() > 0):
+        part = problems[i : i + size]
+        rollouts = Rollouts(part, generate(sampler, part, cfg.samples, i, seed + 2**40, cfg))
+        grade(rollouts, tokenizer)
+        if rank() == 0:
+            with open(file, "a") as out:
+                out.write("".join(json.dumps(row) + "\n" for row in rollouts.rows(seed, i)))
+
+
+def evaluate(cfg, model=None) -> dict:
+    """Answer all problems, with an opened model if there is one; the summaries, on rank 0."""
+    if not cfg.temperature >= 0 or not 0 < cfg.top_p <= 1:
+        fail(f"--temperature {cfg.temperature} --top_p {cfg.top_p}: give 0 or more, and above 0 up to 1")
+    _, sampler, tokenizer, about = model or common.open_model(cfg)
+    benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
+    longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
+    if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
+        fail(f"prompt of {longest}: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
+    settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
+    if rank() == 0:
+        old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}
+        for name in set(old) - {"bench", "seeds", "out", "ks", "processes", "versions", "hardware"}:
+            if old[name] != settings.get(name):
+                fail(f"{out} holds an evaluation with {name} {old[name]}, not {settings.get(name)}; give another --out")
+        save(out, "summary", dict(settings=settings))
+    for name, problems in benches.items():
+        answer(cfg, out / f"{name}.jsonl", problems, sampler, tokenizer)
+    saved = {name: checked(read_responses, out / f"{name}.jsonl") for name in benches if rank() == 0}
+    return report(cfg, settings, saved) if saved else {}
+
+
+def sweep(cfg):
+    """Evaluate at each value of one setting, in a folder each; sweep.json and its figure."""
+    name, _, values = cfg.sweep.partition("=")
+    if name not in SWEPT:
+        fail(f"--sweep {cfg.sweep}: give NAME=A,B or NAME=A|B, where NAME is one of {', '.join(SWEPT)}")
+    values, kind, benches = values.split("|" if "|" in values else ","), type(getattr(Config, name)), {}
+    configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: checked(kind, x)}) for i, x in enumerate(values)]
+    model = common.open_model(max(configs, key=lambda one: one.max_new_tokens))  # engines reserve room for that
+    for value, one in zip(values, configs):
+        for bench, r in evaluate(one, model).items():
+            benches.setdefault(bench, {})[value] = r
+    for bench, results in benches.items():
+        table([{f"{bench}: {name}": value} | {x: r[x] for x in SHOWN} for value, r in results.items()])
+    save(cfg.out, "sweep", dict(setting=name, benchmarks=benches))
+
+
+# ========================================================================================================= comparing
+def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
+    """B against the baseline A on the same problems, from columns [P, N], N may differ. gap: Delta_SE (2504.13837)."""
+    right_a, right_b = a["correct"].astype(float), b["correct"].astype(float)
+    n, difference = min(right_a.shape[1], right_b.shape[1]), right_b.mean(1) - right_a.mean(1)
+    curve_a, curve_b = (pass_at_k(right.sum(1), right.shape[1])[:, :n] for right in (right_a, right_b))
+    ks, python = [2**i for i in range(n.bit_length())], [count("python", x["response"]) > 0 for x in (a, b)]
+    return dict(difference=with_interval(difference), p=permutation_p(difference), ks=ks,
+                delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1]),
+                solvable=solvable(right_a.sum(1), right_b.sum(1)), crossing=crossing(curve_a.mean(0), curve_b.mean(0)),
+                transitions=transitions(python[0], right_a, python[1], right_b),
+                gap=float(curve_a[:, -1].mean() - right_b.mean()))  # fmt: skip
+
+
+def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[float]:
+    """exp(-mean logprob) of up to 16 saved responses to each problem, end tokens included, under an opened model."""
+    policy, _, tokenizer, _ = model
+    rows = [dict(zip(saved, row)) for row in zip(*[x[:, :16].flat for x in saved.values()])]
+    ids = [tokenizer(row["response"], add_special_tokens=False)["input_ids"] for row in rows]
+    ids = [np.array(x + [tokenizer.eos_token_id] * (row["finish"] != "length")) for x, row in zip(ids, rows)]
+    batch = Batch([encode(x["problem"], settings["template"], tokenizer, x["after"])["prompt"] for x in rows], ids)
+    logprobs = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)
+    return np.exp(-logprobs / (batch.ends - batch.starts)).tolist()
+
+
+def compare(cfg):
+    """Every saved evaluation against the first, on the benchmarks that all have; compare.json and its figure."""
+    saved, results, (first, *others) = {}, {}, cfg.compare
+    for path in cfg.compare:
+        files = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [Path(path)]
+        saved[path] = {file.stem: checked(read_responses, file) for file in files}
+    shared = [name for name in saved[first] if all(name in benches for benches in saved.values())]
+    if not shared or not others:
+        fail(f"--compare {' '.join(cfg.compare)}: give two or more evaluations with a BENCHMARK.jsonl of the same name")
+    settings = json.loads(checked(Path(first, "summary.json").read_text))["settings"] if cfg.perplexity else {}
+    model = common.open_model(replace(cfg, model=settings["model"])) if settings else None
+    for name in shared:
+        models, pairs = {path: summarise(x[name], name) for path, x in saved.items()}, {}
+        for path in others:
+            sets = [list(zip(saved[x][name]["problem"][:, 0], saved[x][name]["gold"][:, 0])) for x in (first, path)]
+            if sets[0] != sets[1]:
+                fail(f"{name}: {first} and {path} hold other problems; evaluate both on the same file and --limit")
+            pairs[path] = contrast(saved[first][name], saved[path][name])
+        for pair, p in zip(pairs.values(), holm([pair["p"] for pair in pairs.values()])):
+            pair["p_holm"] = p
+        results[name] = dict(models=models, pairs=pairs)
+        if model:
+            results[name]["perplexity"] = {path: perplexities(model, settings, x[name]) for path, x in saved.items()}
+        table([{f"{name}: against {first}": path, "average": models[path]["avg"], "difference": pair["difference"],
+                "p": f"{pair['p']:.4f}", "p, Holm": f"{pair['p_holm']:.4f}", "crossing at k": pair["crossing"],
+                f"delta@{pair['ks'][-1]}": pair["delta_at"][-1], "efficiency gap": pair["gap"],
+                **{x: len(ids) for x, ids in pair["solvable"].items()}} for path, pair in pairs.items()])  # fmt: skip
+        for path, pair in pairs.items():
+            table([{f"{path}: strategies": cell} | numbers for cell, numbers in pair["transitions"].items()])
+    save(cfg.out, "compare", dict(baseline=first, benchmarks=results))
+
+
+def main():
+    cfg = common.parse(Config, __doc__)
+    run = Path(cfg.model).parent / "config.json"  # of a model that a training run left: what suited the run suits it
+    suits = json.loads(run.read_text()) if run.is_file() else common.MODELS.get(cfg.model, ("", {}))[1]
+    label = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
+    mode = rescore if cfg.rescore else compare if cfg.compare else sweep if cfg.sweep else evaluate
+    names = [Path(x).name.removesuffix(".jsonl") for x in [cfg.rescore, *(cfg.compare or [])] if x]
+    parts = filter(None, [mode.__name__.removesuffix("uate"), *(names or [label]), cfg.sweep.split("=")[0]])
+    known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
+    cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
+    cfg.bench = cfg.bench or suits.get("eval_data", "math500").replace("tiny-test", "tiny")
+    mode(cfg)
+
+
+if __name__ == "__main__":
+    main()
