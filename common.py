@@ -15,7 +15,7 @@ import textwrap
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: threads that wait by spinning crawl on a shared core
 
@@ -143,9 +143,10 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
+    hints = get_type_hints(config_class)  # the parser has made a float of each float | None
     for item in fields(cfg):
         value, zero = getattr(cfg, item.name), item.default == 0 or item.name in MAY_BE_ZERO
-        if item.type in (int, float) and not (value > 0 or zero and value == 0):
+        if hints[item.name] in (int, float) and not (value > 0 or zero and value == 0):
             fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
     cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
     return cfg

@@ -186,7 +186,7 @@ class VLLMSampler:
         return LLM, SamplingParams, vllm.__version__
 
     def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.5, request_seeds=False):
-        LLM, self.params, version = self.load()
+        LLM, self.params, self.version = self.load()
         if world() % tp:
             raise ValueError(f"--tp {tp}: it has to divide the number of processes, {world()}; start more by torchrun")
         self.cuda, self.asleep, self.tp, self.request_seeds = policy.device.type == "cuda", False, tp, request_seeds
@@ -219,7 +219,7 @@ class VLLMSampler:
         if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
             atexit.unregister(dist.destroy_process_group)
         if rank() == 0:
-            print(f"sampler: vLLM {version}, {world() // tp} engine(s) of {tp} process(es)")
+            print(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
 
     def _weights(self, policy):
         """The policy's weights as a checkpoint has them; a tied table under both of its names, because vLLM may keep
@@ -262,8 +262,9 @@ class VLLMSampler:
         if not requests:
             return []
         keys = (streams(seed, [number for _, number in requests], 1) >> np.uint64(2)).tolist()
-        params = [self.params(n=n, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens, logprobs=0,
-                              stop_token_ids=self.eos, ignore_eos=True, detokenize=False, flat_logprobs=True,
+        once = n if temperature else 1  # of greedy responses it gives one, which is all of them
+        params = [self.params(n=once, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens,
+                              stop_token_ids=self.eos, ignore_eos=True, logprobs=0, detokenize=False, flat_logprobs=True,
                               seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
         tokens = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
         # The engine draws from this process' generators; the algorithms' draws, the same on all ranks, must not notice.
@@ -273,7 +274,8 @@ class VLLMSampler:
             bar = functools.partial(LateBar, delay=5, leave=False)
             outputs = self.llm.generate(tokens, params, use_tqdm=not quiet and bar)
         out = []
-        for answer in (x for request in outputs[first : first + len(prompts)] for x in request.outputs):
+        outputs = [request.outputs * (n // once) for request in outputs[first : first + len(prompts)]]
+        for answer in (x for answers in outputs for x in answers):
             ids, logprobs = np.array(answer.token_ids), np.array(answer.logprobs.logprobs, dtype=np.float32)
             out.append((ids, logprobs, np.full(len(ids), np.nan, np.float32), int(ids[-1]) in self.eos))
         return out
@@ -297,8 +299,8 @@ def choose_sampler(cfg):
 
 def describe(policy, sampler) -> dict:
     """What tells these weights, this engine and this machine from others; all ranks together."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify", "vllm")
-                if name != "vllm" or not isinstance(sampler, TorchSampler)}  # fmt: skip
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
+    versions |= {} if isinstance(sampler, TorchSampler) else dict(vllm=sampler.version)
     return dict(weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
                 dtype=str(policy.dtype), engine=type(sampler).__name__, processes=world(),
                 hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip

@@ -522,3 +522,9 @@ def test_other_problems_cannot_be_compared(capsys, tmp_path):
 def test_another_setting_does_not_mix_into_an_evaluation(capsys, whole):
     message = error_of(capsys, *SMALL, "--temperature", 0.5, "--out", whole)
     assert "holds an evaluation with temperature 1.0, not 0.5; give another --out" in message
+
+
+def test_greedy_may_be_asked_for_again_and_again():
+    """The parser changes the fields of a Config as it reads them; 0 stays a temperature."""
+    for _ in range(2):
+        assert common.parse(evaluation.Config, "", ["--temperature", "0"]).temperature == 0

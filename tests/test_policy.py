@@ -273,6 +273,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@pytest.mark.slow
 def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     """150,000 tokens of vocabulary: the logits of 300 more responses would take 3.5 GB, once."""
     Qwen2ForCausalLM(Qwen2Config(**SIZE | dict(vocab_size=150_000, num_key_value_heads=4))).save_pretrained(tmp_path)

@@ -215,6 +215,7 @@ def test_one_process_continues_a_checkpoint_of_two(train, two_processes, three, 
     assert_near(out, three)
 
 
+@pytest.mark.slow
 def test_dr_grpo_in_micro_batches(train, tmp_path):
     """The normalisations by sequence and by a constant, too, come from the global batch."""
     for norm in ("sequence", "constant"):
@@ -568,6 +569,7 @@ def test_ten_of_them_in_a_row_end_the_run(train, tmp_path, capsys):
     assert (out / "step_000004").is_dir() and not (out / "final").exists()
 
 
+@pytest.mark.slow
 def test_nine_of_them_do_not(train, tmp_path):
     calls = []
 

@@ -66,6 +66,7 @@ def test_the_critic_is_in_the_checkpoint(train, three, tmp_path):
     assert train(out, *FEW, "--steps", 3, "--resume", module=ppo) == 2
 
 
+@pytest.mark.slow
 @each
 def test_micro_batches_change_nothing(train, three, tmp_path, module):
     assert train(tmp_path / "run", *FEW, "--steps", 3, "--save_every", 2, "--tokens_per_micro", 100, module=module) == 0

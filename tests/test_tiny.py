@@ -250,6 +250,7 @@ def test_loss_counts_the_response_tokens_alone():
     assert loss.item() == pytest.approx((4 + 7) * torch.tensor(261.0).log().item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_short_build_lowers_the_loss_and_loads(tmp_path):
     report = tiny.build(tmp_path / "new", "tiny", steps=12, n_test=2, n_samples=4)
     assert report["first loss"] == pytest.approx(5.57, abs=0.1)  # ln 261: it begins knowing nothing
