@@ -264,8 +264,8 @@ class VLLMSampler:
         keys = (streams(seed, [number for _, number in requests], 1) >> np.uint64(2)).tolist()
         once = n if temperature else 1  # of greedy responses it gives one, which is all of them
         params = [self.params(n=once, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens,
-                              stop_token_ids=self.eos, ignore_eos=True, logprobs=0, detokenize=False, flat_logprobs=True,
-                              seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
+                              stop_token_ids=self.eos, ignore_eos=True, logprobs=0, flat_logprobs=True,
+                              detokenize=False, seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
         tokens = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
         # The engine draws from this process' generators; the algorithms' draws, the same on all ranks, must not notice.
         with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):
