@@ -99,18 +99,18 @@ def open_run(cfg, folder: str):
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
     run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
+    ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
+    run.invented = Rollouts(run.problems[: cfg.prompts], [(x, *np.zeros((2, len(x)), "f4"), True) for x in ids])
     run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: all of it
     return run
 
 
 def step(run, phase: str) -> dict:
-    """The metrics of one step, or of one phase of it; responses are drawn at random where they are not to be timed."""
+    """The metrics of one step, or of one phase of it; responses are invented where sampling is not to be timed."""
     cfg, start = run.cfg, time.perf_counter()
     run.metrics, run.clock = dict.fromkeys(common.METRICS) | dict(skipped_updates=0, time_old=0.0), start
     run.sync()
-    ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
-    drawn = Rollouts(run.problems[: cfg.prompts], [(x, np.float32(0 * x), np.float32(0 * x), True) for x in ids])
-    rollouts = run.sample() if phase in ("all", "sample") else drawn
+    rollouts = run.sample() if phase in ("all", "sample") else run.invented
     decode(rollouts.responses, run.tokenizer)
     rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
     run._lap("time_verify")

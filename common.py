@@ -28,7 +28,7 @@ import plot
 from data import TEMPLATES, draw, load_data  # noqa: F401
 from policy import Policy, all_reduce, rank, start_processes, world
 from rewards import REWARDS, labelled, reward, reward_terms  # noqa: F401
-from rollout import Batch, Rollouts, generate, grade, split  # noqa: F401
+from rollout import Batch, Rollouts, examine, generate, grade, split, with_interval
 from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
@@ -213,15 +213,24 @@ def find_model(name: str, flag: str) -> tuple:
         fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
 
 
+def new_sampler(kind, policy, tokenizer):
+    """A sampler of this kind, see choose_sampler, that stops at the end tokens of model and tokenizer."""
+    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
+    try:
+        return kind(policy, {tokenizer.eos_token_id, *ends.tolist()})
+    except ValueError as error:
+        fail(str(error))
+
+
 def open_model(cfg) -> tuple:
     """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
     source, config, tokenizer = find_model(cfg.model, "model")
     policy = Policy(source, start_processes(), vocab=len(tokenizer))
-    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id).tolist()
     try:
-        sampler = choose_sampler(cfg)(policy, {tokenizer.eos_token_id, *ends})
+        kind = choose_sampler(cfg)
     except ValueError as error:
         fail(str(error))
+    sampler = new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)
     about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
     return policy, sampler, tokenizer, about
@@ -242,7 +251,7 @@ class Run:
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         try:
             self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
-            new_sampler = choose_sampler(cfg)
+            kind = choose_sampler(cfg)
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
         except (OSError, ValueError) as error:
@@ -260,16 +269,9 @@ class Run:
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
             teacher = Policy(source, self.device, **self.shape)
-            self.teacher, new_sampler = self._sampler(teacher, new_sampler), TorchSampler  # one engine a process
+            self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # one engine a process
             self.teacher.sync(teacher)
-        self.sampler = self._sampler(self.policy, new_sampler)
-
-    def _sampler(self, model, new_sampler):
-        ends = np.atleast_1d(model.lm.generation_config.eos_token_id or self.tokenizer.eos_token_id)
-        try:
-            return new_sampler(model, {self.tokenizer.eos_token_id, *ends.tolist()})
-        except ValueError as error:
-            fail(str(error))
+        self.sampler = new_sampler(kind, self.policy, self.tokenizer)
 
     def _leave(self, number, frame):
         if self.stop:
@@ -446,12 +448,9 @@ class Run:
         cfg = self.cfg
         if self.tests and (self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0):
             self.sampler.sync(self.policy)
-            self.evaluated = Rollouts(self.tests, generate(self.sampler, self.tests, 4, 0, cfg.seed + 2**40, cfg))
-            grade(self.evaluated, self.tokenizer)
+            self.evaluated = examine(self.sampler, self.tokenizer, self.tests, 4, 0, cfg.seed, cfg)
             self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
             if rank() == 0:
-                from eval import with_interval  # here, for it imports this module
-
                 _, low, high = with_interval(self.evaluated.correct.mean(1))
                 file = self.folder / f"eval/step_{self.step:06d}/{Path(cfg.eval_data).stem}.jsonl"
                 file.parent.mkdir(parents=True, exist_ok=True)  # folders that eval.py --compare and --rescore read

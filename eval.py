@@ -27,7 +27,7 @@ import torch
 from common import arg, fail, say, tqdm
 from data import encode, load_data
 from policy import all_reduce, rank
-from rollout import Batch, Rollouts, generate, grade, read_responses
+from rollout import Batch, examine, read_responses, with_interval
 from verify import extract, last_boxed, normalise, verify_all
 
 BENCHES = {"tiny": "tiny-test", "gsm8k": "gsm8k-test"}  # names that mean something else as training data
@@ -92,18 +92,6 @@ def maj_at_k(right: int, wrong: list[int], n: int, ks: list[int]) -> list[float]
             ways[1:, top:] += choose(votes, top) * old[:-1, : room - top]
         total[top:] += choose(right, top) * (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)[: room - top]
     return [total[k] / choose(n, k) for k in ks]
-
-
-def with_interval(values, draws=10_000, seed=0) -> list:
-    """[mean, low, high] over problems of values [P], or for [P, K] a list of K of them. The 95 % interval: percentiles
-    over draws of P problems with replacement, moved outwards when problems are few, as plain percentiles then cover
-    too seldom ("expanded percentile interval", Hesterberg, arXiv 1411.5279; the t quantile expanded in 1 / P)."""
-    values, rng, problems = np.asarray(values, dtype=float), np.random.default_rng(seed), len(values)
-    counts = [rng.multinomial(problems, np.full(problems, 1 / problems), 1000) @ values for _ in range(0, draws, 1000)]
-    wider = math.sqrt(problems / max(1, problems - 1)) * (1 + (1.96**2 + 1) / 4 / max(1, problems - 1))
-    tail = math.erfc(1.96 * wider / math.sqrt(2)) / 2
-    interval = np.quantile(np.concatenate(counts) / problems, [tail, 1 - tail], axis=0)
-    return np.concatenate([values.mean(0)[None], interval]).T.tolist()
 
 
 def permutation_p(difference, draws=10_000, seed=0) -> float:
@@ -280,8 +268,7 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
     done = int(all_reduce(torch.tensor(done)))
     for seed, i in tqdm(chunks[done:], file.stem, len(chunks), initial=done, disable=rank() > 0):
         part = problems[i : i + size]
-        rollouts = Rollouts(part, generate(sampler, part, cfg.samples, i, seed + 2**40, cfg))
-        grade(rollouts, tokenizer)
+        rollouts = examine(sampler, tokenizer, part, cfg.samples, i, seed, cfg)
         if rank() == 0:
             with open(file, "a") as out:
                 out.write("".join(json.dumps(row) + "\n" for row in rollouts.rows(seed, i)))

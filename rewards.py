@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data import draw
 from policy import rank
 from rollout import Rollouts, decode, generate, verified
-from sampler import mix
+from sampler import uniforms
 from verify import extract, last_boxed, normalise
 
 
@@ -38,8 +38,8 @@ def vote(texts: list[str]) -> str:
     """The most frequent final answer of some responses, as its first response wrote it; of equally frequent answers the
     one that came first; "" if no response has an answer."""
     answers = [answer for text in texts if (answer := extract(text)) and answer.strip()]
-    counts = Counter(map(normalise, answers))
-    return next((answer for answer in answers if counts[normalise(answer)] == max(counts.values())), "")
+    winner = Counter(map(normalise, answers)).most_common(1)  # of equals the first to appear
+    return next((answer for answer in answers if normalise(answer) == winner[0][0]), "")
 
 
 def matches(rollouts: Rollouts, labels: list[str]) -> torch.Tensor:
@@ -54,18 +54,22 @@ def majority(rollouts: Rollouts, value) -> torch.Tensor:
     return matches(rollouts, [vote(rollouts.texts[i : i + n]) for i in range(0, len(rollouts.texts), n)])
 
 
+def fixed(rollouts: Rollouts, value) -> torch.Tensor:
+    """The label is the problem's own, see labelled(); for `incorrect` all labels are wrong ones."""
+    return matches(rollouts, [p["label"] for p in rollouts.problems])
+
+
 def random(rollouts: Rollouts, value: str) -> torch.Tensor:
     """Bernoulli(value) per response, from its random stream, far behind the uniforms that its tokens take."""
-    uniform = (mix(rollouts.keys + np.uint64(2**40)) >> np.uint64(11)) * 2.0**-53
-    return torch.from_numpy(uniform < float(value)).float().view(-1, rollouts.n)
+    return torch.from_numpy(uniforms(rollouts.keys, 2**40) < float(value)).float().view(-1, rollouts.n)
 
 
 # name: function of (rollouts, what follows the colon) -> rewards [P, n], 0 or 1. Rules of arXiv 2506.10947.
 REWARDS = {
     "ground_truth": lambda rollouts, value: rollouts.correct.clone(),
     "majority": majority,
-    "majority_fixed": lambda rollouts, value: matches(rollouts, [p["label"] for p in rollouts.problems]),
-    "incorrect": lambda rollouts, value: matches(rollouts, [p["label"] for p in rollouts.problems]),
+    "majority_fixed": fixed,
+    "incorrect": fixed,
     "format": lambda rollouts, value: each(lambda text: (last_boxed(text) or "").strip(), rollouts),
     "random": random,
     "python": lambda rollouts, value: each(lambda text: "python" in text.lower(), rollouts),
@@ -122,8 +126,10 @@ def labelled(problems: list[dict], cfg, file: Path, started: bool, sampler, toke
         count = len(file.read_text().splitlines()) if file.exists() else 0
     pool = draw(problems, 0, count, cfg.seed)
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
-    right = verified([f"\\boxed{{{p['label']}}}" for p in pool], [p["answer"] for p in pool])
-    kept = [p for p, x in zip(pool, right) if p["label"] and not (x and "incorrect" in cfg.reward)]
+    kept = [p for p in pool if p["label"]]
+    if "incorrect" in {name for _, name, _ in reward_terms(cfg.reward)}:
+        right = verified([f"\\boxed{{{p['label']}}}" for p in kept], [p["answer"] for p in kept])
+        kept = [p for p, x in zip(kept, right) if not x]
     if rank() == 0:
         tqdm.write(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
     if not kept:

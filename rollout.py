@@ -1,6 +1,7 @@
-"""Rollouts: the batch of prompts and responses, the same on every process; how it is gathered, graded, normalised and
-split into the batches of the updates."""
+"""Rollouts: the batch of prompts and responses, the same on every process; how it is gathered, graded, evaluated,
+normalised and split into the batches of the updates."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -168,6 +169,25 @@ def grade(rollouts: Rollouts, tokenizer):
     rollouts.timeouts = int(all_reduce(torch.tensor(grading.timeouts - before)))
     boxed = [last_boxed(text) is not None for text in rollouts.texts]
     rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
+
+
+def examine(sampler, tokenizer, problems: list[dict], n: int, first: int, seed: int, cfg) -> Rollouts:
+    """Graded rollouts of an evaluation; its random streams are not those of training with the same seed."""
+    rollouts = Rollouts(problems, generate(sampler, problems, n, first, seed + 2**40, cfg))
+    grade(rollouts, tokenizer)
+    return rollouts
+
+
+def with_interval(values, draws=10_000, seed=0) -> list:
+    """[mean, low, high] over problems of values [P], or for [P, K] a list of K of them. The 95 % interval: percentiles
+    over draws of P problems with replacement, moved outwards when problems are few, as plain percentiles then cover
+    too seldom ("expanded percentile interval", Hesterberg, arXiv 1411.5279; the t quantile expanded in 1 / P)."""
+    values, rng, problems = np.asarray(values, dtype=float), np.random.default_rng(seed), len(values)
+    counts = [rng.multinomial(problems, np.full(problems, 1 / problems), 1000) @ values for _ in range(0, draws, 1000)]
+    wider = math.sqrt(problems / max(1, problems - 1)) * (1 + (1.96**2 + 1) / 4 / max(1, problems - 1))
+    tail = math.erfc(1.96 * wider / math.sqrt(2)) / 2
+    interval = np.quantile(np.concatenate(counts) / problems, [tail, 1 - tail], axis=0)
+    return np.concatenate([values.mean(0)[None], interval]).T.tolist()
 
 
 def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg):

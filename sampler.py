@@ -40,6 +40,11 @@ def streams(seed: int, numbers: list[int], n: int) -> np.ndarray:
     return mix(prompts[:, None] + np.arange(n, dtype=np.uint64)).ravel()
 
 
+def uniforms(keys: np.ndarray, t: int) -> np.ndarray:
+    """Number t of the uniforms in [0, 1) of each stream, keys uint64 [R]."""
+    return (mix(keys + np.uint64(t)) >> np.uint64(11)) * 2.0**-53
+
+
 def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, **kwargs):
     """Attention of the newest tokens of R rows, query [R, H, new, D], over the KV cache that they are added to."""
     end = cache["end"] + key.shape[2]
@@ -127,7 +132,7 @@ class TorchSampler:
             p = logp.exp()
             drawn = p if temperature and top_p == 1 else nucleus(p, top_p if temperature else 0.0)
             cdf = drawn.cumsum(-1, dtype=torch.float64)
-            u = torch.from_numpy((mix(keys + np.uint64(t)) >> np.uint64(11)) * 2.0**-53).to(device)[rows, None]
+            u = torch.from_numpy(uniforms(keys, t)).to(device)[rows, None]
             token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[1] - 1)
             tokens[rows, t] = token[:, 0]
             values[rows, t] = torch.cat([logp.gather(1, token), -(p * logp).sum(-1, keepdim=True)], 1)

@@ -11,13 +11,17 @@ from unittest import mock
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported: threads that spin crawl on a shared core
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network would pass here and fail elsewhere
 
+import numpy as np
 import pytest
 import torch
 
 import grpo
 import tiny
+from data import render
+from policy import Policy
 
 ROOT = Path(__file__).parents[1]
+PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,19 @@ def tokenizer(tiny_path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_path):
+    """The built-in model without an optimizer; a module's own."""
+    return Policy(tiny_path, "cpu", vocab=261)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    """The token ids of a few built-in problems, as prompts of unequal lengths."""
+    texts = [render(text, "chat", tokenizer) for text in PROMPTS]
+    return [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 @pytest.fixture(scope="session")

@@ -287,7 +287,7 @@ def test_an_interrupted_evaluation_continues_and_gives_the_same_files(whole, tmp
     left = dict(torn=b"".join(lines[:8]) + lines[8][:40], chunks=b"".join(lines[:12]), nothing=b"", all=text)[kept]
     (tmp_path / "summary.json").write_text(json.dumps(dict(settings=settings_of(whole))))
     (tmp_path / "tiny.jsonl").write_bytes(left)
-    with mock.patch.object(evaluation, "generate", wraps=evaluation.generate) as generate:
+    with mock.patch.object(rollout, "generate", wraps=rollout.generate) as generate:
         assert run(*SMALL, "--out", tmp_path) == 0
     assert generate.call_count == dict(torn=5, chunks=4, nothing=6, all=0)[kept]  # chunks of 6, 6 and 3 rows a seed
     assert (tmp_path / "tiny.jsonl").read_bytes() == text

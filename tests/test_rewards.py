@@ -14,7 +14,7 @@ import raft_pp
 import rewards
 from data import render
 from rollout import Rollouts, decode, grade
-from sampler import streams
+from sampler import mix, streams
 
 TEXTS = ["2+2 in python is \\boxed{4}", "\\boxed{4}", "it is \\boxed{5}", "\\boxed{ }",
          "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]  # fmt: skip
@@ -151,7 +151,7 @@ def test_chance_is_bernoulli_and_of_the_response_alone():
     keys = streams(3, range(2000), 4)
     some = rollouts_of([""] * 8, ["1"] * 2, 4, keys[400:408])
     part = rewards.reward("random:0.3", some)
-    everything = (rewards.mix(keys + np.uint64(2**40)) >> np.uint64(11)) * 2.0**-53 < 0.3
+    everything = (mix(keys + np.uint64(2**40)) >> np.uint64(11)) * 2.0**-53 < 0.3
     assert part.flatten().tolist() == everything[400:408].astype(float).tolist()
     assert abs(everything.mean() - 0.3) < 5 * (0.3 * 0.7 / 8000) ** 0.5
     groups = everything.reshape(-1, 4).sum(1)

@@ -15,18 +15,6 @@ from sampler import TorchSampler, mix, streams
 from verify import verify
 
 END = 260  # the tiny model's end token
-PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
-
-
-@pytest.fixture(scope="module")
-def policy(tiny_path):
-    return Policy(tiny_path, "cpu", vocab=261)
-
-
-@pytest.fixture(scope="module")
-def prompts(tokenizer):
-    texts = [render(text, "chat", tokenizer) for text in PROMPTS]
-    return [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def sampler_of(policy, **options):

@@ -22,26 +22,13 @@ import common
 import grpo
 import sampler as samplers
 from policy import Policy
-from data import render
 from rollout import Batch
 from sampler import TorchSampler, VLLMSampler, choose_sampler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 END = 260  # the tiny model's end token
-PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
 SMALL = "--sampler vllm --prompts_per_step 5 --max_new_tokens 32 --eval_problems 6 --lr 3e-4 --reference false".split()
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-
-
-@pytest.fixture(scope="module")
-def policy(tiny_path):
-    return Policy(tiny_path, "cpu", vocab=261)
-
-
-@pytest.fixture(scope="module")
-def prompts(tokenizer):
-    texts = [render(text, "chat", tokenizer) for text in PROMPTS]
-    return [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 @pytest.fixture(scope="module")
