@@ -55,12 +55,12 @@ class Options(Config):
 
 
 class RandomPolicy(common.Policy):
-    """Its weights are drawn on its device, the same on all ranks, not read from a folder."""
+    """Its weights are drawn by rank 0, on a lone GPU or else on the CPU, not read from a folder."""
 
-    def load(self, model, config, dtype, attn_implementation, use_safetensors):
-        torch.manual_seed(0)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    def load(self, model, config, **how):
+        alone = torch.cuda.is_available() and common.world() == 1
+        with torch.device("meta" if common.rank() else "cuda" if alone else "cpu"):
+            lm = AutoModelForCausalLM.from_config(config, **how)
         lm.name_or_path = model
         return lm
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 import plot
 from data import TEMPLATES, draw, load_data  # noqa: F401
-from policy import Policy, all_reduce, rank, start_processes, world
+from policy import Policy
+from processes import all_reduce, rank, start_processes, world
 from rewards import REWARDS, labelled, reward, reward_terms  # noqa: F401
 from rollout import Batch, Rollouts, examine, generate, grade, split, with_interval
 from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 import tiny
-from policy import rank
+from processes import rank
 from answers import gold_answer, last_boxed
 
 # name: the prompt's text; or the turns of the model's own chat template, (system, user), and perhaps the beginning of

@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import common  # first: it says how torch's threads are to wait
 import numpy as np
@@ -26,12 +27,13 @@ import plot
 import torch
 from common import arg, fail, say, tqdm
 from data import encode, load_data
-from policy import all_reduce, rank
+from processes import all_reduce, rank
 from rollout import Batch, examine, read_responses, with_interval
 from verify import extract, last_boxed, normalise, verify_all
 
 BENCHES = {"tiny": "tiny-test", "gsm8k": "gsm8k-test"}  # names that mean something else as training data
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
+MAY_DIFFER = set("bench seeds out ks processes versions hardware tp vllm_memory".split())  # when one is continued
 SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
 BEHAVIOURS = {  # patterns, counted per response: a lower bound on what the judge of arXiv 2503.01307 would find
     "backtracking": r"try (a different|another|again)|start over|go back|(does|did)(n't| not) work|alternatively",
@@ -56,7 +58,10 @@ class Config:
     top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability")
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
-    sampler: str = arg("auto", "what generates: hf, plain torch; auto, the best one installed")
+    sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
+    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU")
+    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory that it takes: weights and KV cache")
+    request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose")
     rescore: str = arg("", "grade the responses saved in this .jsonl file instead of generating")
@@ -286,7 +291,7 @@ def evaluate(cfg, model=None) -> dict:
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
     if rank() == 0:
         old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}
-        for name in set(old) - {"bench", "seeds", "out", "ks", "processes", "versions", "hardware"}:
+        for name in set(old) - MAY_DIFFER:
             if old[name] != settings.get(name):
                 fail(f"{out} holds an evaluation with {name} {old[name]}, not {settings.get(name)}; give another --out")
         save(out, "summary", dict(settings=settings))

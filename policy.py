@@ -8,56 +8,23 @@ A reader of the algorithms does not need this file; it is for whoever asks where
   update   the weights of the token losses come from the global batch: micro-batches and ranks don't change a gradient
 """
 
-import atexit
 import heapq
 import math
-import os
-import sys
 import warnings
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process
-if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
-    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
+from processes import all_reduce, rank, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-
-
-def world() -> int:
-    """Number of processes (1 without torchrun)."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Index of this process (0 without torchrun)."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def start_processes() -> str:
-    """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
-    cuda = torch.cuda.is_available()
-    if not dist.is_initialized() and (cuda or "RANK" in os.environ):
-        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-        atexit.register(dist.destroy_process_group)
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    return "cuda" if cuda else "cpu"
-
-
-def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
-    """Sum (or maximum) of a CPU tensor over the ranks, on every rank."""
-    if world() > 1:
-        dist.all_reduce(tensor, op)
-    return tensor
 
 
 # ------------------------------------------------------------------------------------------------ plan
@@ -71,19 +38,16 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
     while True:
-        heap = [(0, b) for b in range(micros * ranks)]
-        bins = [[] for _ in heap]
-        loads = [0] * len(bins)
+        heap, bins = [(0, b) for b in range(micros * ranks)], [[] for _ in range(micros * ranks)]
         for i in order:
-            load, b = heapq.heappop(heap)
+            load, b = heap[0]
             bins[b].append(i)
-            loads[b] = load + lengths[i]
-            heapq.heappush(heap, (loads[b], b))
-        if all(load <= tokens_per_micro or len(rows) == 1 for load, rows in zip(loads, bins)):
+            heapq.heapreplace(heap, (load + lengths[i], b))
+        if all(load <= tokens_per_micro or len(bins[b]) == 1 for load, b in heap):
             break
         micros = max(micros + 1, math.ceil(micros * 1.02))
-    by_load = sorted(range(len(bins)), key=lambda b: -loads[b])  # bins of like load run at the same time
-    rows = [[bins[b] for b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
+    by_load = sorted(heap, key=lambda item: (-item[0], item[1]))  # bins of like load run at the same time
+    rows = [[bins[b] for _, b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
     return [column[::-1] if m % 2 else column for m, column in enumerate(rows)]  # and the ranks take turns
 
 
@@ -214,9 +178,8 @@ class Policy(nn.Module):
         for name, value in config.to_dict().items():  # dropout would make the ratio differ from 1 on the first pass
             if "drop" in name and isinstance(value, float):
                 setattr(config, name, 0.0)
-        self.lm = self.load(
-            model, config=config, dtype=torch.float32, attn_implementation="packed", use_safetensors=True
-        )
+        self.lm = self.load(model, config, dtype=torch.float32, attn_implementation="packed")
+        full = self.state_dict()
         self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
         self.device = torch.device(device)
         self.chunk_logits = 2**27 if self.device.type == "cuda" else 2**24  # logits that exist at a time, in elements
@@ -225,7 +188,9 @@ class Policy(nn.Module):
         self.requires_grad_(lr is not None).train(lr is not None)
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
-        [block.compile() for block in self.blocks() if compile]
+        if compile:
+            for block in self.blocks():
+                block.compile()
         offload = offload and self.device.type == "cuda"
         if self.sharded:
             size = shard_size or world()
@@ -236,16 +201,37 @@ class Policy(nn.Module):
             for block in self.blocks():
                 fully_shard(block, **how)
             fully_shard(self, **how)  # embedding and head in one unit: they may be tied
-        self.to("cpu" if offload else self.device)
+        self.place(full, "cpu" if offload else self.device)
+        del full
         if lr is not None:
             self.optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)
             for p in self.parameters():  # there from the start: a checkpoint before the first update must not differ
                 step = torch.zeros((), device=p.device)
                 self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
-    def load(self, model, **how):
-        """The transformers model. A critic overrides this and head()."""
-        return AutoModelForCausalLM.from_pretrained(model, **how)
+    def load(self, model, config, kind=AutoModelForCausalLM, **how):
+        """The transformers model; other ranks than 0 leave it without weights. A critic overrides this and head()."""
+        if rank() == 0:
+            lm = kind.from_pretrained(model, config=config, use_safetensors=True, **how)
+        else:
+            with torch.device("meta"):
+                lm = kind.from_config(config, **how)
+        if world() > 1:
+            found = [getattr(lm, "generation_config", None)]  # a file that from_config does not look for
+            dist.broadcast_object_list(found, 0)  # here the others wait for rank 0 to read, or download
+            lm.generation_config = found[0]
+        return lm
+
+    def place(self, full: dict, device):
+        """Move the shards to their device. Rank 0 hands out its weights, `full`, tensor by tensor, and each rank keeps
+        its shards of them: only the host of rank 0 needs room for a whole model."""
+        self.to_empty(device=device) if rank() else self.to(device)
+        if world() > 1:
+            self.lm.tie_weights()  # to_empty has parted them
+            how = dcp_state.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            dcp_state.set_model_state_dict(self, full, options=how)
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
 
     def blocks(self):
         """The transformer blocks, in order."""
@@ -327,10 +313,7 @@ class Policy(nn.Module):
 
     def save_pretrained(self, folder):
         """A Hugging Face model folder, in the compute precision; gathered tensor by tensor, written by rank 0."""
-        state = {}
-        for name, tensor in self.weights():
-            if rank() == 0:
-                state[name] = tensor.to("cpu", self.dtype, copy=True)
+        state = {name: tensor.to("cpu", self.dtype, copy=True) for name, tensor in self.weights() if rank() == 0}
         if rank() == 0:
             with torch.device("meta"):  # a shell without memory, so that config.json names the saved precision
                 shell = AutoModelForCausalLM.from_config(self.lm.config, dtype=self.dtype)
@@ -339,12 +322,13 @@ class Policy(nn.Module):
 
     def save_state(self, folder):
         """Masters and optimizer, each rank its own shard; can be loaded with another number of ranks."""
-        model, optimizer = get_state_dict(self, self.optimizer)
+        model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
         dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
 
     def load_state(self, folder):
         """The inverse of save_state, exact to the bit. Raises when the folder is broken."""
-        model, optimizer = get_state_dict(self, self.optimizer)
+        model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
         state = {"model": model, "optimizer": optimizer}
         dcp.load(state, checkpoint_id=folder)
-        set_state_dict(self, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        dcp_state.set_state_dict(self, self.optimizer, model_state_dict=state["model"],
+                                 optim_state_dict=state["optimizer"])  # fmt: skip

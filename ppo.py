@@ -44,8 +44,8 @@ class Critic(common.Policy):
     in place of its logprob (and zeros in place of the entropy)."""
 
     def load(self, model, config, **how):
-        backbone = AutoModel.from_pretrained(model, config=config, **how)
-        backbone.value = torch.nn.Linear(config.hidden_size, 1)
+        backbone = super().load(model, config, AutoModel, **how)
+        backbone.value = torch.nn.Linear(config.hidden_size, 1, device=backbone.device)
         torch.nn.init.zeros_(backbone.value.weight)
         torch.nn.init.zeros_(backbone.value.bias)
         return backbone

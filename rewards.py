@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data import draw
-from policy import rank
+from processes import rank
 from rollout import Rollouts, decode, generate, verified
 from sampler import uniforms
 from verify import extract, last_boxed, normalise

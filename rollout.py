@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import verify as grading
 from data import read_rows
-from policy import all_reduce, rank, world
+from processes import all_reduce, rank, world
 from verify import extract, gold_answer, last_boxed, verify_all
 
 

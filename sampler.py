@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from policy import rank, world  # before transformers, whose import it prepares
+from processes import rank, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 
@@ -297,9 +297,8 @@ def choose_sampler(cfg):
     if name == "hf":
         return TorchSampler
     VLLMSampler.load()
-    names = [name for name in ("tp", "vllm_memory", "request_seeds") if hasattr(cfg, name)]  # eval.py has none of them
-    how = {name.removeprefix("vllm_"): getattr(cfg, name) for name in names}
-    return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, **how)
+    return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
+                             memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
 
 
 def describe(policy, sampler) -> dict:

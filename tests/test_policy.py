@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -181,6 +182,63 @@ def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path, rank
     for rows in (3, 12):
         for norm in ("token", "sequence", "constant"):
             assert distance(next(found), gradients(folders["qwen2"], some_batch(rows), 10**6, norm)) < 1e-6
+
+
+RANKS = """
+import resource, sys, torch
+sys.path[:0] = [{root!r}]
+import ppo
+from policy import Policy
+from processes import rank, start_processes
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+def refuse(*args, **kwargs):
+    raise AssertionError("only rank 0 reads the weights")
+
+read = AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained
+device = start_processes()
+if rank():
+    AutoModelForCausalLM.from_pretrained = AutoModel.from_pretrained = refuse
+found = {{}}
+for folder in {folders!r}:
+    models = Policy(folder, device, lr=1e-3), ppo.Critic(folder, device, lr=1e-3)
+    alone = [one(folder) for one in read]
+    for model, reference in zip(models, alone):
+        state = dict(reference.named_parameters())
+        mine = dict(model.weights())
+        assert [x for x in mine if x not in state] == ["value.weight", "value.bias"] * (model is models[1])
+        assert all(torch.equal(tensor, state.get(name, torch.zeros_like(tensor))) for name, tensor in mine.items())
+        assert len(mine) == len(list(model.parameters())) and len(mine) >= len(state)
+        for (name, buffer), (_, other) in zip(model.lm.named_buffers(), reference.named_buffers(), strict=True):
+            assert torch.equal(buffer, other), name
+    assert models[0].lm.generation_config.eos_token_id == alone[0].generation_config.eos_token_id
+del models, alone
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Policy({large!r}, device)
+grown = torch.tensor([0.0, 0.0])
+grown[rank()] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+torch.distributed.all_reduce(grown)
+print("grown", *grown.tolist()) if rank() == 0 else None
+"""
+
+
+def test_only_rank_0_reads_the_weights_and_hands_out_the_shards(folders, tmp_path):
+    """Policies and critics of two ranks have the folder's weights, buffers and end tokens; a model of 108 MB makes
+    rank 1 grow by less than its size, as it never holds more than a shard, 54 MB, and a tensor."""
+    from transformers import GenerationConfig
+
+    GenerationConfig(eos_token_id=[5, 7]).save_pretrained(folders["llama"])  # which its config.json does not tell
+    size = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, vocab_size=97)
+    large = LlamaForCausalLM(LlamaConfig(**size))
+    large.save_pretrained(tmp_path / "large")
+    size = sum(p.numel() for p in large.parameters()) * 4 / 2**20
+    script, root = tmp_path / "ranks.py", str(Path(__file__).parents[1])
+    script.write_text(RANKS.format(root=root, folders=list(folders.values()), large=str(tmp_path / "large")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = map(float, re.findall(r"grown (\S+) (\S+)", done.stdout)[0])
+    assert second < 0.8 * size < first
 
 
 # ------------------------------------------------------------------------------------------------ plan
