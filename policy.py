@@ -9,6 +9,7 @@ A reader of the algorithms does not need this file; it is for whoever asks where
 """
 
 import heapq
+import inspect
 import math
 import warnings
 
@@ -19,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
 import torch.nn.functional as F
+import torch.nn.attention.varlen as varlen
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
@@ -137,11 +139,10 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
         raise ValueError(f"sequences of {pack.max_length} tokens exceed this model's attention window {sliding_window}")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     if pack.padded is None:
-        from torch.nn.attention.varlen import varlen_attn
-
         cu, longest = pack.cu_seqlens, pack.max_length
-        out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0),
-                          enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+        asked = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.11 does without asking
+        grouped = dict(enable_gqa=True) if asked and q.shape[1] != k.shape[1] else {}
+        out = varlen.varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
         return out[None], None
     shapes, into, back, dead, copies = pack.padded
     q, k, v = (_Gather.apply(x.flatten(1), into, back, None, copies).unflatten(1, x.shape[1:]) for x in (q, k, v))

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+import policy as policy_module
 from policy import Pack, Policy, plan
 from rollout import Batch, token_weights
 
@@ -93,6 +95,52 @@ def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
     policy.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in policy.lm.named_parameters()})
     policy.update(batch, lambda new, entropy, v: (new * v["adv"], {}), max_grad_norm=1e9)
     assert distance(found, {n: p.grad for n, p in alone.named_parameters()}) < 1e-5
+
+
+def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+                         window_size=(-1, -1)):  # fmt: skip
+    """What the documentation says of the CUDA kernel, one sequence at a time."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and cu_seq_q.tolist() == cu_seq_k.tolist()
+    ends, heads = cu_seq_q.tolist(), query.shape[1] // key.shape[1]
+    assert ends[0] == 0 and ends[-1] == len(query) == len(key) == len(value)
+    assert max_q == max_k == np.diff(ends).max() and window_size == (-1, 0)
+    assert all(x.dim() == 3 and x.stride(-1) == 1 for x in (query, key, value))
+    out = []
+    for i, j in zip(ends, ends[1:]):
+        q, k, v = query[i:j], key[i:j].repeat_interleave(heads, 1), value[i:j].repeat_interleave(heads, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        scores = scores.masked_fill(torch.ones(j - i, j - i).triu(1).bool(), float("-inf"))
+        out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(out)
+
+
+def varlen_of_torch_2_13(query, key, value, *args, enable_gqa=False, **how):
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return varlen_of_torch_2_11(query, key, value, *args, **how)
+
+
+@pytest.mark.parametrize("kernel", [varlen_of_torch_2_11, varlen_of_torch_2_13])
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, kernel, monkeypatch):
+    """What CUDA computes but for its kernel: a stand-in for that, a copy of the prompt for each response, and blocks
+    that are computed again in the backward pass."""
+    batch = some_batch()
+    batch.prompts = [batch.prompts[i // 4] for i in range(12)]
+    expected, built = gradients(folders[name], batch, 10**6), []
+
+    class CudaPack(Pack):
+        def __init__(self, batch, rows, device):
+            copies = Batch([prompt.copy() for prompt in batch.prompts], batch.responses)
+            super().__init__(copies, rows, device)
+            self.padded = None
+            built.append(self)
+
+    monkeypatch.setattr(policy_module, "Pack", CudaPack)
+    monkeypatch.setattr(policy_module.varlen, "varlen_attn", called := mock.create_autospec(kernel, side_effect=kernel))
+    monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable())
+    assert distance(gradients(folders[name], batch, 150), expected) < 1e-6
+    assert called.call_count == 2 * 2 * len(built) > 4  # layers, forward and recomputation, micro-batches
+    assert built[0].ids.shape[1] == built[0].cu_seqlens[-1]
 
 
 def test_responses_that_share_a_prompt_equal_responses_with_copies_of_it(folders):
