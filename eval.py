@@ -385,7 +385,11 @@ def main():
     known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
     cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
     cfg.bench = cfg.bench or suits.get("eval_data", "math500").replace("tiny-test", "tiny")
-    mode(cfg)
+    try:
+        mode(cfg)
+    except KeyboardInterrupt:
+        say("interrupted; what is complete was saved, and the same command continues")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from functools import lru_cache, partial
 from multiprocessing.connection import wait  # poll() for pipes; no other multiprocessing
 
@@ -118,14 +119,14 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
         while todo or jobs:
             while todo and len(jobs) < WORKERS:
                 worker, (place, item) = _idle.pop() if _idle else start(), todo.pop()
-                jobs[worker] = place, time.monotonic() + 60  # to import and pick it up
+                jobs[worker] = place, time.monotonic() + 60, False  # to import and pick it up
                 worker.stdin.write(json.dumps(item).encode() + b"\n")
-            rest = min(deadline for _, deadline in jobs.values()) - time.monotonic()
+            rest = min(deadline for _, deadline, _ in jobs.values()) - time.monotonic()
             ready = wait([worker.stdout for worker in jobs], max(0, rest))
-            for worker, (place, deadline) in list(jobs.items()):
+            for worker, (place, deadline, begun) in list(jobs.items()):
                 reply = os.read(worker.stdout.fileno(), 1) if worker.stdout in ready else None
                 if reply == b".":
-                    jobs[worker] = place, time.monotonic() + DEADLINE
+                    jobs[worker] = place, time.monotonic() + DEADLINE, True
                 elif reply:
                     right[place], jobs[worker] = reply == b"1", None
                     _idle.append(worker)
@@ -133,6 +134,9 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
                     timeouts, jobs[worker] = timeouts + 1, None
                     with worker:
                         worker.kill()
+                    if reply == b"" and not begun:
+                        warnings.warn("grading is broken: a worker ended before it began; `python verify.py --worker` "
+                                      "tells why, pip install -r requirements.txt may mend it", stacklevel=2)  # fmt: skip
             jobs = {worker: job for worker, job in jobs.items() if job}
     finally:
         for worker in jobs:  # none, but after an interrupt

@@ -117,6 +117,7 @@ def test_maj_at_1_without_abstentions_is_the_accuracy_and_large_n_stays_finite()
 
 
 # ------------------------------------------------------------------------------------------------ intervals and tests
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_in_93_to_97_percent_of_simulated_evaluations():
     rng = np.random.default_rng(1)
     for problems in (30, 100):
@@ -339,6 +340,7 @@ def test_a_local_file_is_a_benchmark_and_a_prefix_begins_every_response(problems
     assert settings_of(tmp_path)["prompt"].endswith("<|assistant|>python\n")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_temperature_is_greedy_at_0(tmp_path, capsys):
     with mock.patch("plot.draw_evaluation", wraps=plot.draw_evaluation) as draw:
         assert run("--sweep", "temperature=0,1", *SMALL, "--out", tmp_path, figure=True) == 0
@@ -375,6 +377,7 @@ def test_wrong_responses_are_continued_after_the_trigger(whole, tmp_path):
     assert r["explicit_accuracy"] + r["implicit_accuracy"] == pytest.approx(r["avg"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared benchmark files are not here")
 def test_real_benchmarks_go_the_whole_way(tmp_path):
     files = ",".join(str(SHARED / f"{name}.jsonl") for name in BENCHMARKS)

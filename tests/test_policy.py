@@ -386,5 +386,6 @@ def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(tmp_path
     assert peak_growth(str(tmp_path), 100, 400, 10**6, 150_000) < 100
 
 
+@pytest.mark.slow
 def test_memory_of_an_update_does_not_grow_with_the_number_of_responses(folders):
     assert peak_growth(folders["tiny"], 40, 640, 1000, 97) < 25

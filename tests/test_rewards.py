@@ -179,6 +179,7 @@ def test_runs_repeat_and_resume(train, tmp_path, reward):
         assert 0 <= row.get("agreement", 0.5) <= 1 and 0 <= row.get("label_accuracy", 0.5) <= 1
 
 
+@pytest.mark.slow
 def test_a_random_reward_does_not_depend_on_micro_batches_but_on_the_seed(train, tmp_path):
     values = []
     for seed, tokens in ((0, 200), (0, 4096), (1, 4096)):

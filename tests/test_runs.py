@@ -157,6 +157,7 @@ def test_transformers_loads_the_final_model(straight, tiny_path, tokenizer):
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_moved_aside(train, tmp_path, capsys):
     for seed in (1, 2, 3):
         assert train(tmp_path / "run", "--steps", 1, "--seed", seed) == 0
@@ -194,7 +195,7 @@ def two_processes(small, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("tokens", [1, 100, 333])
+@pytest.mark.parametrize("tokens", [1, 100, pytest.param(333, marks=pytest.mark.slow)])
 def test_micro_batches_change_nothing(train, three, tmp_path, tokens):
     """Also when no sequence fits: each is then a micro-batch of its own."""
     assert train(tmp_path / "run", "--steps", 3, "--save_every", 2, "--tokens_per_micro", tokens) == 0
@@ -226,6 +227,7 @@ def test_dr_grpo_in_micro_batches(train, tmp_path):
     assert metrics(tmp_path / "sequence150") != metrics(tmp_path / "constant150")
 
 
+@pytest.mark.slow
 def test_the_seed_decides(train, straight, tmp_path):
     assert train(tmp_path / "same", "--steps", 4, "--save_every", 2) == 0
     assert_same_run(tmp_path / "same", straight, 4)
@@ -323,6 +325,7 @@ def nothing_to_learn_at_first():
     return advantages
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_change_the_training(train, tmp_path):
     """Also before the first update, when the optimizer has no state to save: making one up must leave no trace."""
     for every in (0, 1):
@@ -335,7 +338,7 @@ def test_checkpoints_do_not_change_the_training(train, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ signals and kills
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves(train, straight, tmp_path, capsys, number):
     """It comes in the middle of the third step, which is finished and saved."""
     out = tmp_path / "run"
@@ -455,7 +458,10 @@ def two_steps(train, saboteur, tmp_path_factory):
     return out, saboteur.seen
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+MORE = [pytest.param(share, marks=pytest.mark.slow) for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, *MORE])
 def test_death_before_any_file_operation_can_be_resumed(train, saboteur, two_steps, tmp_path, share):
     """The run dies, and so does the one that resumes it, elsewhere; the third ends as if nothing had happened."""
     whole, operations = two_steps
@@ -555,6 +561,7 @@ def test_a_gradient_that_is_not_finite_skips_the_update(train, tiny_path, tmp_pa
     assert "step 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ten_of_them_in_a_row_end_the_run(train, tmp_path, capsys):
     """With the line that names the step; what was saved before is kept."""
     out, calls = tmp_path / "run", []

@@ -65,6 +65,7 @@ def test_splits_are_disjoint_and_without_duplicates():
     assert splits["train"] != more_train
 
 
+@pytest.mark.slow
 def test_problems_are_the_same_in_every_process():
     here = tiny.problems("test", 50, seed=7)
     code = "import tiny, json; print(json.dumps(tiny.problems('test', 50, seed=7)))"

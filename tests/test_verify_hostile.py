@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,16 @@ def test_a_worker_that_is_killed_from_outside_is_replaced():
         worker.wait()
     verify.quick.cache_clear()
     assert verify_all([EASY]) == [True]
+
+
+def test_workers_that_cannot_start_are_told_of(monkeypatch):
+    """As they can't where Math-Verify is missing, or is a version that the replaced parts don't fit."""
+    broken = [sys.executable, "-c", "import no_such_module"]
+    monkeypatch.setattr(verify, "start", partial(verify.start.func, broken, **verify.start.keywords))
+    monkeypatch.setattr(verify, "_idle", [])
+    verify.quick.cache_clear()
+    with pytest.warns(UserWarning, match="grading is broken: .* requirements.txt"):
+        assert verify_all([EASY]) == [False]
 
 
 def test_workers_end_with_their_parent_even_when_it_is_killed():
