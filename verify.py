@@ -135,8 +135,8 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
                     with worker:
                         worker.kill()
                     if reply == b"" and not begun:
-                        warnings.warn("grading is broken: a worker ended before it began; `python verify.py --worker` "
-                                      "tells why, pip install -r requirements.txt may mend it", stacklevel=2)  # fmt: skip
+                        warnings.warn("grading is broken, a worker ended before it began: `python verify.py --worker` "
+                                      "tells why; pip install -r requirements.txt may help", stacklevel=2)  # fmt: skip
             jobs = {worker: job for worker, job in jobs.items() if job}
     finally:
         for worker in jobs:  # none, but after an interrupt
