@@ -27,28 +27,16 @@ from tqdm import tqdm
 import plot
 from data import TEMPLATES, draw, load_data  # noqa: F401
 from policy import Policy
-from processes import all_reduce, rank, start_processes, world
+from processes import all_reduce, bad_input, fail, rank, say, start_processes, world
 from rewards import REWARDS, labelled, reward, reward_terms  # noqa: F401
 from rollout import Batch, Rollouts, examine, generate, grade, split, with_interval
+from safetensors import SafetensorError
 from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
 from verify import verify, verify_all  # noqa: F401
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-
-
-def fail(message: str):
-    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
-    raise SystemExit(2)
-
-
-def say(message: str):
-    """Print on rank 0, above the progress bar."""
-    if rank() == 0:
-        tqdm.write(message, file=sys.stdout)
 
 
 def _hint(kind, error, trace, show=sys.excepthook):
@@ -201,6 +189,9 @@ def trackers(cfg) -> list:
     return logs
 
 
+BROKEN = OSError, SafetensorError  # weights that are missing or not whole
+
+
 def find_model(name: str, flag: str) -> tuple:
     """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
     source = MODELS.get(name, (name,))[0]
@@ -217,20 +208,17 @@ def find_model(name: str, flag: str) -> tuple:
 def new_sampler(kind, policy, tokenizer):
     """A sampler of this kind, see choose_sampler, that stops at the end tokens of model and tokenizer."""
     ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
-    try:
+    with bad_input():
         return kind(policy, {tokenizer.eos_token_id, *ends.tolist()})
-    except ValueError as error:
-        fail(str(error))
 
 
 def open_model(cfg) -> tuple:
     """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
     source, config, tokenizer = find_model(cfg.model, "model")
-    policy = Policy(source, start_processes(), vocab=len(tokenizer))
-    try:
+    with bad_input():
         kind = choose_sampler(cfg)
-    except ValueError as error:
-        fail(str(error))
+    with bad_input(f"--model {cfg.model}: ", BROKEN):
+        policy = Policy(source, start_processes(), vocab=len(tokenizer))
     sampler = new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)
     about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
@@ -250,26 +238,26 @@ class Run:
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
-        try:
+        with bad_input():
             self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
             kind = choose_sampler(cfg)
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
-        except (OSError, ValueError) as error:
-            fail(str(error).splitlines()[0])
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro,
                           shard_size=cfg.shard_size, offload=cfg.offload, compile=cfg.compile)  # fmt: skip
-        self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
+        with bad_input(f"--model {cfg.model}: ", BROKEN):
+            self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
+            self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
         self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
-        self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
         self.teacher = None
         if getattr(cfg, "teacher", ""):
             source, _, tokenizer = find_model(cfg.teacher, "teacher")
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-            teacher = Policy(source, self.device, **self.shape)
+            with bad_input(f"--teacher {cfg.teacher}: ", BROKEN):
+                teacher = Policy(source, self.device, **self.shape)
             self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # one engine a process
             self.teacher.sync(teacher)
         self.sampler = new_sampler(kind, self.policy, self.tokenizer)
@@ -329,11 +317,9 @@ class Run:
         cfg = self.cfg
         if self.rewarded & {"majority_fixed", "incorrect"}:
             self.sampler.sync(self.policy)
-            try:
+            with bad_input():
                 arguments = self.folder / "labels.jsonl", self.step > 0, self.sampler, self.tokenizer
                 self.problems = labelled(self.problems, cfg, *arguments)
-            except ValueError as error:
-                fail(str(error))
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))

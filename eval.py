@@ -27,7 +27,7 @@ import plot
 import torch
 from common import arg, fail, say, tqdm
 from data import encode, load_data
-from processes import all_reduce, rank
+from processes import all_reduce, bad_input, rank
 from rollout import Batch, examine, read_responses, with_interval
 from verify import extract, last_boxed, normalise, verify_all
 
@@ -152,10 +152,8 @@ def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
 # ================================================================================================ saved evaluations
 def checked(function, *args):
     """function(*args), whose errors are bad input."""
-    try:
+    with bad_input():
         return function(*args)
-    except (OSError, ValueError) as error:
-        fail(str(error).splitlines()[0])
 
 
 def count(pattern: str, texts) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""The processes of a run: torchrun's, or one alone."""
+"""The processes of a run, torchrun's or one alone: how they find each other, speak with one voice, and refuse input."""
 
 import atexit
+import contextlib
 import os
 import sys
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
     sys.modules["torchvision"] = sys.modules["torchaudio"] = None
@@ -38,3 +40,25 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     if world() > 1:
         dist.all_reduce(tensor, op)
     return tensor
+
+
+def fail(message: str):
+    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def bad_input(where="", kinds=(OSError, ValueError)):
+    """Errors of these kinds inside are bad input: fail() with where and their first line."""
+    try:
+        yield
+    except kinds as error:
+        fail(where + str(error).splitlines()[0])
+
+
+def say(message: str):
+    """Print on rank 0, above the progress bar."""
+    if rank() == 0:
+        tqdm.write(message, file=sys.stdout)

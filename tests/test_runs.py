@@ -597,6 +597,18 @@ def refused(train, tmp_path, capsys, *flags) -> str:
     return error_line(capsys)
 
 
+@pytest.mark.parametrize("weights, says", [(None, "model.safetensors"), ("version https://git-lfs...", "header")])
+def test_a_model_without_whole_weights(train, tmp_path, capsys, tiny_path, weights, says):
+    """Its config and tokenizer are there; the weights are not, or git-lfs has left its note in their place."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    if weights:
+        (folder / "model.safetensors").write_text(weights * 9)
+    small = "--data tiny --max_prompt_tokens 64 --max_new_tokens 64".split()
+    line = refused(train, tmp_path, capsys, "--model", folder, *small)
+    assert line.startswith(f"error: --model {folder}: ") and says in line
+
+
 @pytest.mark.parametrize("text, says", [
     ('{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answ\n', "row 2"),
     ('{"problem": "1+1", "level": 2}\n', "row 1"),
