@@ -59,10 +59,10 @@ def gold_answer(answer, unit: str | None = None) -> str:
 
 SAME = dict(pair.split(" ", 1) for pair in (
     r"− -|– -|× \times |· \cdot |π \pi |∞ \infty |° |≤ \le |≥ \ge |≠ \ne |∪ \cup |∈ \in |"
-    r"∅ \emptyset |± \pm |√ \sqrt |½ \frac{1}{2}|² ^2|³ ^3|≈ \approx |’ '|\dfrac \frac|\tfrac \frac|\cfrac \frac|"
-    r"\geqslant \ge |\geq \ge |>= \ge |\leqslant \le |\leq \le |<= \le |\neq \ne |!= \ne |\lt <|\gt >|\langle (|"
-    r"\rangle )|\varnothing \emptyset|\left |\right |\big |\Big |\displaystyle |\quad  |\qquad  |~  |\$ |$ |" "\0 |"
-    "\x1f |" r'" |** ^|{bmatrix} {pmatrix}|'
+    r"∅ \emptyset |± \pm |√ \sqrt |½ \frac{1}{2}|² ^2|³ ^3|≈ \approx |’ '|\dfrac \frac|\tfrac \frac|"
+    r"\cfrac \frac|\geqslant \ge |\geq \ge |>= \ge |\leqslant \le |\leq \le |<= \le |\neq \ne |!= \ne |\lt <|\gt >|"
+    r"\langle (|\rangle )|\varnothing \emptyset|\left |\right |\big |\Big |\displaystyle |\quad  |\qquad  |~  |\$ |"
+    r"$ |" "\0 |\x1f |" r'" |** ^|{bmatrix} {pmatrix}|'
     r"\{\} \emptyset|\degree ").split("|"))  # fmt: skip
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta"

@@ -28,7 +28,7 @@ import plot
 from data import TEMPLATES, draw, load_data  # noqa: F401
 from policy import Policy
 from processes import all_reduce, bad_input, fail, rank, say, start_processes, world
-from rewards import REWARDS, labelled, reward, reward_terms  # noqa: F401
+from rewards import REWARDS, labelled, reward, reward_names  # noqa: F401
 from rollout import Batch, Rollouts, examine, generate, grade, split, with_interval
 from safetensors import SafetensorError
 from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401
@@ -239,7 +239,7 @@ class Run:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         with bad_input():
-            self.rewarded = {name for _, name, _ in reward_terms(cfg.reward)}
+            self.rewarded = reward_names(cfg.reward)
             kind = choose_sampler(cfg)
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from processes import rank, say  # before tiny imports transformers, which it prepares
 import tiny
-from processes import rank
 from answers import gold_answer, last_boxed
 
 # name: the prompt's text; or the turns of the model's own chat template, (system, user), and perhaps the beginning of
@@ -131,8 +131,8 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
             break
     if not problems:
         raise ValueError(f"data {name}: no usable problem in it ({dropped.total()} rows dropped)")
-    for reason, count in dropped.items() if rank() == 0 else ():
-        print(f"{name}: dropped {count:,} rows {reason}")
+    for reason, count in dropped.items():
+        say(f"{name}: dropped {count:,} rows {reason}")
     return problems
 
 

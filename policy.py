@@ -130,6 +130,14 @@ class _Gather(torch.autograd.Function):
         return out, None, None, None, None
 
 
+def grouped_heads(kernel) -> dict:
+    """What tells varlen_attn of several query heads to a key head; that of torch 2.11 takes them without being told."""
+    return dict(enable_gqa=True) if "enable_gqa" in inspect.signature(kernel).parameters else {}
+
+
+GROUPED = grouped_heads(varlen.varlen_attn)
+
+
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None, **kwargs):
     """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
@@ -140,8 +148,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     if pack.padded is None:
         cu, longest = pack.cu_seqlens, pack.max_length
-        asked = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.11 does without asking
-        grouped = dict(enable_gqa=True) if asked and q.shape[1] != k.shape[1] else {}
+        grouped = GROUPED if q.shape[1] != k.shape[1] else {}
         out = varlen.varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
         return out[None], None
     shapes, into, back, dead, copies = pack.padded

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data import draw
-from processes import rank
+from processes import rank, say
 from rollout import Rollouts, decode, generate, verified
 from sampler import uniforms
 from verify import extract, last_boxed, normalise
@@ -93,6 +93,11 @@ def reward_terms(expression: str) -> list[tuple]:
     return terms
 
 
+def reward_names(expression: str) -> set[str]:
+    """The names in a reward expression."""
+    return {name for _, name, _ in reward_terms(expression)}
+
+
 def reward(expression: str, rollouts: Rollouts) -> torch.Tensor:
     """Rewards [P, n], 0 or 1: those of all terms at once; `!` before a term turns it round."""
     values = [(negated, REWARDS[name](rollouts, value)) for negated, name, value in reward_terms(expression)]
@@ -127,11 +132,10 @@ def labelled(problems: list[dict], cfg, file: Path, started: bool, sampler, toke
     pool = draw(problems, 0, count, cfg.seed)
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]
-    if "incorrect" in {name for _, name, _ in reward_terms(cfg.reward)}:
+    if "incorrect" in reward_names(cfg.reward):
         right = verified([f"\\boxed{{{p['label']}}}" for p in kept], [p["answer"] for p in kept])
         kept = [p for p, x in zip(kept, right) if not x]
-    if rank() == 0:
-        tqdm.write(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
+    say(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
     if not kept:
         raise ValueError(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data or votes")
     return kept

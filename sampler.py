@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from processes import rank, world  # before transformers, whose import it prepares
+from processes import rank, say, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 
@@ -223,8 +223,7 @@ class VLLMSampler:
         self.engines.append(self.llm)
         if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
             atexit.unregister(dist.destroy_process_group)
-        if rank() == 0:
-            print(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
+        say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
 
     def _weights(self, policy):
         """The policy's weights as a checkpoint has them; a tied table under both of its names, because vLLM may keep
@@ -292,8 +291,8 @@ def choose_sampler(cfg):
     name, gpu = cfg.sampler, torch.cuda.is_available()
     if name == "auto":
         name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
-        if gpu and name == "hf" and rank() == 0:
-            print("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
+        if gpu and name == "hf":
+            say("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
     if name == "hf":
         return TorchSampler
     VLLMSampler.load()

@@ -13,7 +13,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM)  # fmt: skip
 
 import policy as policy_module
 from policy import Pack, Policy, plan
@@ -65,6 +66,14 @@ def gradients(folder, batch, tokens_per_micro, norm="token", **how):
     policy.optimizer.step = step
     policy.update(batch, surrogate, max_grad_norm=1e9)
     return found
+
+
+def torchrun(script, ranks) -> str:
+    """What a script prints that so many processes run, none of which may fail."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, script]
+    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def distance(a, b):
@@ -137,6 +146,7 @@ def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, k
 
     monkeypatch.setattr(policy_module, "Pack", CudaPack)
     monkeypatch.setattr(policy_module.varlen, "varlen_attn", called := mock.create_autospec(kernel, side_effect=kernel))
+    monkeypatch.setattr(policy_module, "GROUPED", policy_module.grouped_heads(kernel))
     monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable())
     assert distance(gradients(folders[name], batch, 150), expected) < 1e-6
     assert called.call_count == 2 * 2 * len(built) > 4  # layers, forward and recomputation, micro-batches
@@ -223,9 +233,7 @@ def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path, rank
         f"torch.save(out, {str(tmp_path / 'grads.pt')!r}) if dist.get_rank() == 0 else None\n"
         "dist.destroy_process_group()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--standalone", script]
-    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(script, ranks)
     found = iter(torch.load(tmp_path / "grads.pt"))
     for rows in (3, 12):
         for norm in ("token", "sequence", "constant"):
@@ -238,7 +246,7 @@ sys.path[:0] = [{root!r}]
 import ppo
 from policy import Policy
 from processes import rank, start_processes
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 def refuse(*args, **kwargs):
     raise AssertionError("only rank 0 reads the weights")
@@ -247,7 +255,6 @@ read = AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained
 device = start_processes()
 if rank():
     AutoModelForCausalLM.from_pretrained = AutoModel.from_pretrained = refuse
-found = {{}}
 for folder in {folders!r}:
     models = Policy(folder, device, lr=1e-3), ppo.Critic(folder, device, lr=1e-3)
     alone = [one(folder) for one in read]
@@ -273,19 +280,14 @@ print("grown", *grown.tolist()) if rank() == 0 else None
 def test_only_rank_0_reads_the_weights_and_hands_out_the_shards(folders, tmp_path):
     """Policies and critics of two ranks have the folder's weights, buffers and end tokens; a model of 108 MB makes
     rank 1 grow by less than its size, as it never holds more than a shard, 54 MB, and a tensor."""
-    from transformers import GenerationConfig
-
     GenerationConfig(eos_token_id=[5, 7]).save_pretrained(folders["llama"])  # which its config.json does not tell
-    size = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, vocab_size=97)
-    large = LlamaForCausalLM(LlamaConfig(**size))
+    shape = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, vocab_size=97)
+    large = LlamaForCausalLM(LlamaConfig(**shape))
     large.save_pretrained(tmp_path / "large")
     size = sum(p.numel() for p in large.parameters()) * 4 / 2**20
     script, root = tmp_path / "ranks.py", str(Path(__file__).parents[1])
     script.write_text(RANKS.format(root=root, folders=list(folders.values()), large=str(tmp_path / "large")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = map(float, re.findall(r"grown (\S+) (\S+)", done.stdout)[0])
+    first, second = map(float, re.findall(r"grown (\S+) (\S+)", torchrun(script, 2))[0])
     assert second < 0.8 * size < first
 
 
