@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import common  # first: it says how torch's threads are to wait
+import common
 import numpy as np
 import tiny
 import torch
 from common import arg
 from grpo import Config, advantages, token_loss
-from rollout import Rollouts, decode
+from core.rollout import Rollouts, decode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -46,12 +46,12 @@ FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
 class Options(Config):
     arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
     phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
-    prompts: int = arg(64, "prompts a step")
-    samples: int = arg(4, "responses per prompt")
-    new_tokens: int = arg(64, "tokens of each response")
-    updates: int = arg(4, "optimizer steps a step")
-    steps: int = arg(8, "timed steps; one more goes before them")
-    on_tiny = dict(steps=8, eval_data="")
+    prompts: int = arg(64, "prompts per step", least=1)
+    samples: int = arg(4, "responses per prompt", least=1)
+    new_tokens: int = arg(64, "tokens of each response", least=1)
+    updates: int = arg(4, "optimizer steps per step", least=1)
+    steps: int = arg(8, "timed steps, after one that warms up", least=1)
+    on_tiny = dict(steps=8, eval_data="", reference=False)
 
 
 class RandomPolicy(common.Policy):
@@ -107,7 +107,7 @@ def open_run(cfg, folder: str):
 def step(run, phase: str) -> dict:
     """The metrics of one step, or of one phase of it; responses are invented where sampling is not to be timed."""
     cfg, start = run.cfg, time.perf_counter()
-    run.metrics, run.clock = dict.fromkeys(common.METRICS) | dict(skipped_updates=0, time_old=0.0), start
+    run.new_step()
     run.sync()
     rollouts = run.sample() if phase in ("all", "sample") else run.invented
     decode(rollouts.responses, run.tokenizer)

@@ -1,144 +1,112 @@
-"""The small shared module: config, ratio and clipping, and the run, whose methods are the verbs of every loop.
-Scripts reach everything through it. Below it: rewards.py, rollout.py, sampler.py and data.py (from problems to rewarded
-responses), policy.py (the trainable model), verify.py (grading). A reader of the algorithms needs this file alone."""
+"""The small shared module: configuration, rejection, ratio and clipping, and the run, whose methods are the verbs of
+every loop. To read or to fork an algorithm this file is enough; core/ holds what is behind it: data, sampler, rewards,
+grading, the trainable model.
 
-import argparse
-import difflib
-import importlib
+Import common before torch and transformers: two settings, the first lines below, have to come before them."""
+
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: threads that wait by spinning crawl on a shared core
-
-import numpy as np
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's threads should not spin for long while they wait for work
 import torch
+
+if torch.version.cuda is None:  # on a CPU build a torchvision made for CUDA would break the import of transformers
+    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
+import numpy as np
 import torch.distributed as dist
+from safetensors import SafetensorError
 from tqdm import tqdm
+from transformers import logging
 
 import plot
-from data import TEMPLATES, draw, load_data  # noqa: F401
-from policy import Policy
-from processes import all_reduce, bad_input, fail, rank, say, start_processes, world
-from rewards import REWARDS, labelled, reward, reward_names  # noqa: F401
-from rollout import Batch, Rollouts, examine, generate, grade, split, with_interval
-from safetensors import SafetensorError
-from sampler import TorchSampler, choose_sampler, describe, streams  # noqa: F401
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, logging
-from verify import verify, verify_all  # noqa: F401
+from core import checkpoint
+from core.config import MODELS, arg, bad_input, check_bounds, fail, find_check, find_model, parse  # noqa: F401
+from core.data import TEMPLATES, draw, load_data  # noqa: F401
+from core.evaluation import with_interval
+from core.policy import Policy
+from core.processes import all_reduce, rank, say, start_processes, world
+from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
+from core.rollout import Batch, Rollouts, examine, generate, grade, split
+from core.sampler import TorchSampler, choose_sampler, new_sampler
+from core.verify import verify, verify_all  # noqa: F401
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def _hint(kind, error, trace, show=sys.excepthook):
-    show(kind, error, trace)
-    if issubclass(kind, torch.OutOfMemoryError):
-        print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
-              "--offload true", file=sys.stderr)  # fmt: skip
-
-
-sys.excepthook = _hint
-
-
-# ======================================================================================================= config
-def arg(default, help):
-    """A field of Config: its default, and the line that --help shows."""
-    return field(default=default, metadata={"help": help})
-
-
+# ================================================================================================ configuration
 @dataclass
 class Config:
+    # model and problems
     model: str = arg("tiny", "alias (README lists them), hub id or local folder")
     data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
-    template: str = arg("chat", "prompt template: a name of common.TEMPLATES, or any text with {problem}")
-    limit: int = arg(0, "use the first LIMIT training problems only (0: all)")
-    steps: int = arg(300, "training steps; each samples, verifies and updates")
-    seed: int = arg(0, "seed of the data order and of every response's random stream")
-    out: str = arg("", "output folder (default: out/ALGORITHM-MODEL-sSEED)")
-    prompts_per_step: int = arg(1024, "prompts sampled in a step, over all processes")
-    samples_per_prompt: int = arg(4, "responses per prompt")
-    updates_per_step: int = arg(2, "optimizer steps in a step, each on an equal share of its prompts")
-    lr: float = arg(1e-6, "AdamW learning rate, constant")
-    max_grad_norm: float = arg(1.0, "clip the gradient to this norm")
-    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
-    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
-    temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too")
-    reward: str = arg("ground_truth", "what is rewarded: names of common.REWARDS, combined with & (and) and ! (not)")
-    votes: int = arg(64, "responses that vote on a label, for the rewards majority_fixed and incorrect")
+    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    limit: int = arg(0, "use the first LIMIT training problems only (0: all)", least=0)
+    check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
+    # size of the run
+    steps: int = arg(300, "training steps; each samples, verifies and updates", least=1)
+    prompts_per_step: int = arg(1024, "prompts sampled in a step, over all processes", least=1)
+    samples_per_prompt: int = arg(4, "responses per prompt", least=1)
+    updates_per_step: int = arg(2, "optimizer steps in a step, each on an equal share of its prompts", least=1)
+    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted", least=1)
+    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and is `truncated`", least=1)
+    temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too", above=0)
+    seed: int = arg(0, "seed of the data order and of every response's random stream", least=0)
+    # reward
+    reward: str = arg("ground_truth", "what is rewarded: names in common.REWARDS, combined with & (and) and ! (not)")
+    votes: int = arg(64, "responses that vote on a label, for the rewards majority_fixed and incorrect", least=1)
+    # update
+    lr: float = arg(1e-6, "AdamW learning rate", above=0)
+    max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
     loss_norm: Literal["token", "sequence", "constant"] = arg("token", "how a loss is normalised, see token_weights")
-    kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss")
+    kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss", least=0)
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
-    entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss")
-    tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)")
-    tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: the memory knob of training")
-    shard_size: int = arg(0, "processes that share one copy of the trained state; fewer than all: one node (0: all)")
+    entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
+    tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)", least=0)
+    # memory and processes
+    tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: training's memory knob", least=1)
+    shard_size: int = arg(0, "processes that share one copy of the trained state, at most one node (0: all)", least=0)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(False, "torch.compile the transformer's blocks")
+    # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
-    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU")
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory that it takes while it samples: weights and KV cache")
+    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
+    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
-    eval_data: str = arg("", "problems to evaluate on: tiny-test, tiny-hard, or as --data (empty: none)")
-    eval_problems: int = arg(200, "problems of an evaluation")
-    eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)")
-    save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)")
+    # evaluation, checkpoints, logs
+    eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
+    eval_problems: int = arg(200, "problems of an evaluation", least=1)
+    eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)", least=0)
+    save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)", least=0)
+    keep: int = arg(0, "keep the newest KEEP checkpoints and delete older ones (0: keep all)", least=0)
+    out: str = arg("", "output folder (default: out/ALGORITHM-MODEL-sSEED)")
     resume: bool = arg(False, "continue from the newest complete checkpoint in the output folder")
     tensorboard: bool = arg(False, "log to TensorBoard as well (needs the tensorboard package)")
     wandb: bool = arg(False, "log to Weights & Biases as well (needs the wandb package)")
 
 
-# alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
-_TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
-             max_new_tokens=64, tokens_per_micro=8192)  # fmt: skip
-_COT = dict(template="cot")
-_MATH = dict(template="qwen-math", max_new_tokens=3072)  # with 1,024 prompt tokens this fills the context of 4,096
-MODELS = {
-    "tiny": (str(Path(__file__).parent / "models/tiny"), _TINY),
-    "tiny-badcode": (str(Path(__file__).parent / "models/tiny-badcode"), _TINY),
-    **{f"qwen2.5-math-{size}": (f"Qwen/Qwen2.5-Math-{size.upper()}", _MATH) for size in ("1.5b", "7b")},
-    **{f"qwen2.5-{size}": (f"Qwen/Qwen2.5-{size.upper()}", _COT) for size in ("0.5b", "1.5b", "3b", "7b")},
-    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", _COT),
-    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", _COT),
-    "olmo-2-7b": ("allenai/OLMo-2-1124-7B", dict(template="plain", max_new_tokens=3072)),
-    "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", _COT | dict(max_new_tokens=8192)),
-    "r1-distill-qwen-7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", _COT | dict(max_new_tokens=8192)),
-}
+# ==================================================================================================== rejection
+def all_correct(rewards):
+    """[P] bool: prompts all of whose responses are right, from rewards [P, n]."""
+    return (rewards > 0).all(1)
 
 
-MAY_BE_ZERO = "tis_cap clip_low clip_high value_clip gamma lam label_smoothing".split()  # beside defaults of zero
+def all_wrong(rewards):
+    """[P] bool: prompts all of whose responses are wrong, from rewards [P, n]."""
+    return (rewards <= 0).all(1)
 
 
-def parse(config_class, doc: str, argv: list[str] | None = None):
-    """The resolved configuration: Config's defaults, over them the model alias', over them explicit flags. A Config
-    can have `on_tiny`, a dict of defaults of its own for the built-in models."""
-    style = type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
-    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=style)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
-    argv = sys.argv[1:] if argv is None else argv
-    model = parser.parse_known_args([x for x in argv if x not in ("-h", "--help")])[0].model
-    own = getattr(config_class, "on_tiny", {}) if model.startswith("tiny") else {}
-    suits, names = MODELS.get(model, (None, {}))[1] | own, [item.name for item in fields(config_class)]
-    parser.set_defaults(**{name: value for name, value in suits.items() if name in names})  # eval.py has fewer
-    cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
-    hints = get_type_hints(config_class)  # the parser has made a float of each float | None
-    for item in fields(cfg):
-        value, zero = getattr(cfg, item.name), item.default == 0 or item.name in MAY_BE_ZERO
-        if hints[item.name] in (int, float) and not (value > 0 or zero and value == 0):
-            fail(f"--{item.name} {value}: must be {'0 or above' if zero else 'above 0'}")
-    cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
-    return cfg
+def mixed(rewards):
+    """[P] bool: prompts whose responses differ in reward [P, n]; only these allow a comparison."""
+    return rewards.amax(1) > rewards.amin(1)
 
 
 # =========================================================================================== ratio and clipping
@@ -155,12 +123,16 @@ def clipped_loss(new, old, adv, cfg):
     return -surrogate
 
 
-def clip_stats(new, old, adv, sampler, cfg) -> dict:
-    """Sums over tokens of where the clip binds, as PPO counts it, and of |new - sampler|; and the largest ratio."""
+def clip_counts(new, old, adv, cfg) -> dict:
+    """Number of tokens where the clip binds, as PPO counts it: they have no gradient."""
     ratio = torch.exp(new - old)
     low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
-    return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum(),
-                mismatch=(new - sampler).abs().sum(), mismatch_max=(new - sampler).abs().max(), ratio_max=ratio.max())
+    return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum())
+
+
+def sum_by(group, x):
+    """Sums of x [T] over the tokens of each group: group [T] holds numbers 0..G-1, such as tokens.response -> [G]."""
+    return x.new_zeros(int(group.max()) + 1).index_add(0, group, x)
 
 
 def kl_k3(logprob, ref):
@@ -173,65 +145,26 @@ def kl_k3(logprob, ref):
 METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
            "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
            "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
+TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 
 
-def trackers(cfg) -> list:
-    """Functions of (metrics, step) that log to the services asked for."""
-    logs = []
-    try:
-        if cfg.tensorboard:
-            board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(cfg.out)
-            logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
-        if cfg.wandb:
-            logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
-    except ImportError as error:
-        fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
-    return logs
-
-
-BROKEN = OSError, SafetensorError  # weights that are missing or not whole
-
-
-def find_model(name: str, flag: str) -> tuple:
-    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
-    source = MODELS.get(name, (name,))[0]
-    try:
-        if "/" not in source and not Path(source).is_dir():
-            raise OSError("no such folder")
-        return source, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(name, MODELS, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
-        fail(f"--{flag} {name}: {str(error).splitlines()[0]}; {hint}")
-
-
-def new_sampler(kind, policy, tokenizer):
-    """A sampler of this kind, see choose_sampler, that stops at the end tokens of model and tokenizer."""
-    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
-    with bad_input():
-        return kind(policy, {tokenizer.eos_token_id, *ends.tolist()})
-
-
-def open_model(cfg) -> tuple:
-    """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
-    source, config, tokenizer = find_model(cfg.model, "model")
-    with bad_input():
-        kind = choose_sampler(cfg)
-    with bad_input(f"--model {cfg.model}: ", BROKEN):
-        policy = Policy(source, start_processes(), vocab=len(tokenizer))
-    sampler = new_sampler(kind, policy, tokenizer)
-    sampler.sync(policy)
-    about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
-    return policy, sampler, tokenizer, about
+BROKEN_WEIGHTS = OSError, SafetensorError  # weights that are missing or not whole
 
 
 class Run:
-    """A training run. The loop of every algorithm calls its verbs in this order: steps, sync, sample, verify, (the
-    algorithm), old_logprobs, minibatches and update, log, evaluate, save; and finish after the last step."""
+    """A training run. The loop of every algorithm calls its verbs in this order: begin; then in each of the steps sync,
+    sample, reward, old_logprobs, (the algorithm), minibatches and update, evaluate, log, save; at last finish.
 
-    def __init__(self, cfg):
-        self.cfg, self.step, self.drawn, self.failures = cfg, 0, 0, 0
-        self.metrics, self.stop, self.evaluated = {}, False, None
+    An algorithm may use and change: cfg; problems; metrics, the step's, which log() writes; lr, the learning rate of
+    the next update; checkpointed, {name: object with state_dict and load_state_dict} that checkpoints save and resume.
+    check(response, problem) -> score replaces the built-in grading; so does --check FILE.py."""
+
+    def __init__(self, cfg, check=None):
+        self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
+        self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
+        self.failures = self.idle_steps = 0
+        self.asked_to_stop = self.stop = False  # this process, all processes
+        self.metrics, self.evaluated = {}, None
         self.device = start_processes()
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
         context = getattr(config, "max_position_embeddings", math.inf)
@@ -239,64 +172,41 @@ class Run:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         with bad_input():
-            self.rewarded = reward_names(cfg.reward)
+            reward_names(cfg.reward)
             kind = choose_sampler(cfg)
-            self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit)
-            self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems) if cfg.eval_data else []
+            graded = self.check is None
+            self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
+            self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded) if cfg.eval_data else []
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
-        self.shape = dict(vocab=len(self.tokenizer), temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro,
-                          shard_size=cfg.shard_size, offload=cfg.offload, compile=cfg.compile)  # fmt: skip
-        with bad_input(f"--model {cfg.model}: ", BROKEN):
-            self.policy = Policy(self.source, self.device, lr=cfg.lr, **self.shape)
-            self.reference = Policy(self.source, self.device, **self.shape) if cfg.reference or cfg.kl_coef else None
-        self.trained = dict(trainer=self.policy)  # what a checkpoint holds; PPO adds its critic before the first step
+        self.policy = self.new_model(lr=cfg.lr)
+        self.reference = self.new_model() if cfg.reference or cfg.kl_coef else None
+        self.checkpointed = dict(trainer=self.policy)
         self.teacher = None
         if getattr(cfg, "teacher", ""):
             source, _, tokenizer = find_model(cfg.teacher, "teacher")
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-            with bad_input(f"--teacher {cfg.teacher}: ", BROKEN):
-                teacher = Policy(source, self.device, **self.shape)
-            self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # one engine a process
+            teacher = self.new_model(source=source, flag="teacher")
+            self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # vLLM: one engine per process
             self.teacher.sync(teacher)
         self.sampler = new_sampler(kind, self.policy, self.tokenizer)
 
-    def _leave(self, number, frame):
-        if self.stop:
-            raise KeyboardInterrupt
-        self.stop = True
-        say(f"{signal.Signals(number).name}: leaving after this step; --resume continues (once more: leaving at once)")
+    def new_model(self, kind=None, lr=None, source=None, flag="model"):
+        """A model with the settings of the policy: the policy itself, the reference (lr None: no optimizer), a teacher,
+        or of another class, PPO's critic. source: a folder or hub id, default the policy's; flag: what named it."""
+        cfg = self.cfg
+        with bad_input(f"--{flag} {getattr(cfg, flag)}: ", BROKEN_WEIGHTS):
+            return (kind or Policy)(
+                source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
+                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload,
+                compile=cfg.compile)  # fmt: skip
 
-    def _open(self):
-        """The output folder: a new one (an earlier run's is moved aside), or the one that --resume continues."""
-        cfg, self.folder = self.cfg, Path(self.cfg.out)
-        checkpoints = sorted(self.folder.glob("step_" + "[0-9]" * 6), reverse=True) if cfg.resume else []
-        for checkpoint in checkpoints:
-            try:
-                state = json.loads((checkpoint / "trainer.json").read_text())
-                for name, model in self.trained.items():
-                    model.load_state(checkpoint / name)
-                self.step, self.drawn = state["step"], state["drawn"]
-                break
-            except (Exception, dist.checkpoint.CheckpointException) as error:  # whatever a broken file raises
-                say(f"warning: {checkpoint} is broken ({type(error).__name__}); trying the one before it")
-        if checkpoints and not self.step:
-            fail(f"--resume: no checkpoint in {cfg.out} is whole; give another --out to start afresh")
-        if rank() == 0:
-            if self.folder.exists() and not cfg.resume:
-                spare = next(p for i in range(1, 10**6) if not (p := Path(f"{cfg.out}.{i}")).exists())
-                say(f"{cfg.out} holds an earlier run, which is {self.folder.rename(spare)} from now on")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.json").write_text(json.dumps(vars(cfg), indent=1))
-            for file in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):  # cut back to the checkpoint
-                lines = file.read_text().splitlines(True) if self.step and file.exists() else []
-                lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= self.step]
-                file.with_suffix(".cut").write_text("".join(lines))
-                file.with_suffix(".cut").rename(file)
-        self.trackers = trackers(cfg) if rank() == 0 else []
-        say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
-        say(f"first prompt: {self.problems[0]['text']!r}")
+    def _stop_after_this_step(self, number, frame):
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+        say(f"{signal.Signals(number).name}: leaving after this step; --resume continues (once more: leaving at once)")
 
     def _write(self, name: str, row: dict):
         if rank() == 0:
@@ -308,27 +218,42 @@ class Run:
         last, self.clock = self.clock, time.perf_counter()
         self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
 
+    def new_step(self):
+        """Forget the metrics of the last step and start the clock."""
+        self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0)
+        self.totals, self.updates, self.tried_updates, self.kept_tokens = {}, 0, 0, 0
+        self.clock = time.perf_counter()
+
     # -------------------------------------------------------------------------------------------- the loop's verbs
-    def steps(self):
-        """The numbers of the steps that are left, under a progress bar; before the first, an evaluation."""
-        self._open()
+    def begin(self):
+        """Open the output folder, or continue the run in it; vote on labels if the reward needs them; evaluate."""
+        cfg, self.folder = self.cfg, Path(self.cfg.out)
+        state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
+        self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
+        if rank() == 0:
+            checkpoint.open_folder(self.folder, vars(cfg), cfg.resume, self.step)
+        self.trackers = checkpoint.trackers(cfg) if rank() == 0 else []
+        say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
+        say(f"first prompt: {self.problems[0]['text']!r}")
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._leave)
-        cfg = self.cfg
-        if self.rewarded & {"majority_fixed", "incorrect"}:
+            signal.signal(number, self._stop_after_this_step)
+        if reward_names(cfg.reward) & {"majority_fixed", "incorrect"}:
             self.sampler.sync(self.policy)
             with bad_input():
-                arguments = self.folder / "labels.jsonl", self.step > 0, self.sampler, self.tokenizer
-                self.problems = labelled(self.problems, cfg, *arguments)
+                self.problems = labelled(self.problems, cfg, self.folder / "labels.jsonl", self.step > 0, self.sampler,
+                                         self.tokenizer, self.check)  # fmt: skip
         if self.step == 0 and self.tests:
             self.evaluate()
             self._write("metrics.jsonl", dict(step=0, **self.metrics))
-        with tqdm(total=cfg.steps, initial=self.step, desc="training", disable=rank() > 0) as self.bar:
-            while self.step < cfg.steps:
-                self.step, self.began = self.step + 1, time.perf_counter()
-                self.clock, self.metrics = self.began, dict.fromkeys(METRICS) | dict(skipped_updates=0, lr=cfg.lr)
-                self.metrics["step"] = self.step
-                torch.manual_seed((cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
+
+    def steps(self):
+        """The numbers of the steps that are left, under a progress bar; fewer if a signal asks to leave."""
+        hidden = rank() > 0 or not sys.stderr.isatty()
+        with tqdm(total=self.cfg.steps, initial=self.step, desc="training", disable=hidden) as self.bar:
+            while self.step < self.cfg.steps and not self.stop:
+                self.step += 1
+                self.new_step()
+                torch.manual_seed((self.cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
                 yield self.step
                 self.bar.update()
 
@@ -337,144 +262,171 @@ class Run:
         self.sampler.sync(self.policy)
         self._lap("time_sync")
 
-    def sample(self, more: Rollouts | None = None) -> Rollouts:
-        """Responses to the next prompts of the data, added to those of `more`; the whole batch, on every rank."""
-        cfg, first = self.cfg, self.drawn
-        problems = draw(self.problems, first, cfg.prompts_per_step, cfg.seed)
-        responses = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, first, cfg.seed, cfg)
-        keys = streams(cfg.seed, range(first, first + len(problems)), cfg.samples_per_prompt)
-        self.drawn += cfg.prompts_per_step
+    def sample(self, problems: list[dict] | None = None, temperature: float | None = None) -> Rollouts:
+        """Responses to the next problems of the data, or to these problems; the whole batch, on every rank. At another
+        temperature than cfg's they are not from the current policy, and are marked so: rollouts.on_policy."""
+        cfg = self.cfg
+        if problems is None:
+            problems = draw(self.problems, self.drawn, cfg.prompts_per_step, cfg.seed)
+            self.drawn += cfg.prompts_per_step
+        if self.sampler.asleep:
+            self.sync()
+        temperature = cfg.temperature if temperature is None else temperature
+        rollouts = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, cfg.seed,
+                            cfg.max_new_tokens, temperature, first=self.sampled)  # fmt: skip
+        self.sampled += len(problems)
+        if self.teacher or temperature != cfg.temperature:
+            rollouts.on_policy[:] = False
         self._lap("time_sample")
-        if more:
-            problems, responses, keys = more.problems + problems, more.responses + responses, np.append(more.keys, keys)
-        return Rollouts(problems, responses, keys)
+        return rollouts
 
-    def verify(self, rollouts: Rollouts) -> torch.Tensor:
-        """Rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
-        grade(rollouts, self.tokenizer)
-        rewards = reward(self.cfg.reward, rollouts)
+    def reward(self, rollouts: Rollouts) -> torch.Tensor:
+        """Grade the responses; their rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
+        grade(rollouts, self.tokenizer, self.check)
+        rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
             self.metrics["agreement"] = (rewards == rollouts.correct).float().mean().item()
         self._lap("time_verify")
         return rewards
 
     def old_logprobs(self, rollouts: Rollouts):
-        """Add `old`, logprobs of the policy as it is now, and `ref`, the reference's, to the values. An exact sampler's
-        are `old`, and save a pass; the first update, which still sees the weights that sampled, measures `mismatch`."""
-        values = rollouts.batch.values
+        """Add to rollouts.tokens: `old`, logprobs of the policy as it is now; `ref`, the reference's, if one is kept;
+        and `entropy`, where the sampler has not given it.
+
+        Logprobs of an exact sampler are `old`, which saves a pass; the first update, which still sees the weights that
+        sampled, then measures `mismatch`. Rollouts that are not on-policy always take the pass."""
+        tokens, batch = rollouts.tokens, rollouts.batch
         self.sampler.sleep()
-        if self.teacher:  # what it sampled is off-policy by intent: nothing to warn of, nothing to correct
-            values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
-            values["sampler"] = values["old"]
-        elif self.sampler.exact:
-            values["old"] = values["sampler"]
-        else:
-            values["old"], values["entropy"] = self.policy.logprobs(rollouts.batch)
-            gap = (values["old"] - values["sampler"]).abs()
+        tokens.on_policy, tokens.old = rollouts.per_token(rollouts.on_policy), tokens.sampler.clone()
+        unknown = ~rollouts.on_policy.flatten().numpy() | (not self.sampler.exact)
+        rows = np.flatnonzero(unknown)
+        if len(rows):
+            index = batch.token_index(rows)
+            tokens.old[index], tokens.entropy[index] = self.policy.logprobs(batch.select(rows))
+        tokens.sampler = torch.where(tokens.on_policy, tokens.sampler, tokens.old)  # nothing to correct there
+        if not self.sampler.exact and tokens.on_policy.any():
+            gap = (tokens.old - tokens.sampler).abs()[tokens.on_policy]
             self.metrics.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
         if self.reference:
-            values["ref"] = self.reference.logprobs(rollouts.batch)[0]
-            self.metrics["kl"] = kl_k3(values["old"], values["ref"]).mean().item()
+            tokens.ref = self.reference.logprobs(batch)[0]
+            self.metrics["kl"] = kl_k3(tokens.old, tokens.ref).mean().item()
         self._lap("time_train")
 
-    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, together=1, epochs=1):
-        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch an update, `epochs` times over;
-        an update with none is skipped and counted. `together`: rows that are not to be parted, see Batch."""
-        batches = list(split(rollouts, adv, keep, self.cfg)) * epochs
+    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, together=False, epochs=1, order=None):
+        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, `epochs` times. An
+        update with nothing to learn from is skipped and counted. together: the kept responses to a prompt stay in one
+        micro-batch. order: indices of prompts, in which updates_per_step equal shares are cut (default: as sampled)."""
+        with bad_input():  # values of a wrong shape
+            batches = split(rollouts, adv, keep, self.cfg, together, order) * epochs
         filled = [batch for batch in batches if batch.responses]
-        for batch in filled:
-            batch.together = together
-        self.metrics.update(kept=keep.float().mean().item(), skipped_updates=len(batches) - len(filled))
-        self.updates, self.kept_tokens = len(filled), rollouts.lengths[keep.flatten().numpy()].sum() * epochs
+        self.metrics["kept"] = keep.float().mean().item()
+        self.metrics["skipped_updates"] += len(batches) - len(filled)
+        self.kept_tokens += int(rollouts.lengths[keep].sum()) * epochs
         return filled
 
     def update(self, batch: Batch, token_loss):
-        """One optimizer step on sum of weight x (token_loss x truncated importance weight + KL - entropy)."""
+        """One optimizer step on the sum over tokens of weight x (token_loss x truncated importance weight + KL term -
+        entropy term). token_loss(new, tokens, cfg) -> [T], or ([T], sums): own sums over tokens, which stand in the
+        metrics, as shares of the kept tokens, in place of clip_low and clip_high."""
         cfg, m = self.cfg, self.metrics
 
-        def objective(new, entropy, v):
-            loss = token_loss(new, v["old"], v["adv"], cfg)
+        def objective(new, entropy, tokens):
+            loss, now = token_loss(new, tokens, cfg), new.detach()
+            loss, sums = loss if isinstance(loss, tuple) else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
             # Trainer against engine under the same weights. PPO's ratio is new policy against old, both by the trainer.
             if cfg.tis_cap and not self.sampler.exact:
-                loss = loss * (v["old"] - v["sampler"]).exp().clamp(max=cfg.tis_cap)
+                loss = loss * (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
             if cfg.kl_coef:
-                loss = loss + cfg.kl_coef * kl_k3(new, v["ref"])
+                loss = loss + cfg.kl_coef * kl_k3(new, tokens.ref)
             if cfg.entropy_coef:
                 loss = loss - cfg.entropy_coef * entropy
-            return loss, clip_stats(new.detach(), v["old"], v["adv"], v["sampler"], cfg)
+            gap = (now - tokens.sampler).abs() * tokens.on_policy
+            return loss, sums | dict(mismatch=gap.sum(), mismatch_max=gap.max(), on_policy=tokens.on_policy.sum(),
+                                     ratio_max=(now - tokens.old).exp().max())  # fmt: skip
 
-        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
+        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr)
         self._lap("time_train")
+        self.tried_updates += 1
         if not math.isfinite(stats["grad_norm"]):
             self.failures, m["skipped_updates"] = self.failures + 1, m["skipped_updates"] + 1
             say(f"warning: step {self.step}: the gradient norm is {stats['grad_norm']}; update skipped")
             if self.failures == 10:
                 fail(f"step {self.step}: ten updates in a row without a finite gradient; lower --lr, then --resume")
             return
-        self.failures = 0
-        if m["mismatch"] is None:
-            m["mismatch"], m["mismatch_max"] = stats["mismatch"] / int(batch.ends[-1]), stats["mismatch_max"]
-        for name in ("clip_low", "clip_high", "loss", "grad_norm"):  # shares of the kept tokens; means over updates
-            m[name] = (m[name] or 0) + stats[name] / (self.kept_tokens if "clip" in name else self.updates)
-        m["ratio_max"] = max(m["ratio_max"] or 0, stats["ratio_max"])
-
-    def log(self, rollouts: Rollouts, rewards: torch.Tensor):
-        """Complete the step's metrics, show the main ones on the bar, and write some rollouts to samples.jsonl."""
-        m, seconds = self.metrics, time.perf_counter() - self.began
-        m.update(rollouts.stats(), reward=rewards.mean().item(), tokens_per_second=rollouts.lengths.sum() / seconds)
-        if not (m["mismatch"] or 0) <= 0.05:  # also when it is not a number
-            say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
-        shown = [name for name in ("reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
-        self.bar.set_postfix({name: f"{m[name]:.3g}" for name in shown})
-        for row in range(min(4, len(rollouts.lengths))):
-            reward = rewards.flatten()[row].item()
-            self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
+        self.failures, self.updates = 0, self.updates + 1
+        gap, largest, on_policy = (stats.pop(name) for name in ("mismatch", "mismatch_max", "on_policy"))
+        if m["mismatch"] is None and on_policy:
+            m["mismatch"], m["mismatch_max"] = gap / on_policy, largest
+        for name, value in stats.items():
+            last = self.totals.get(name, 0)
+            self.totals[name] = max(last, value) if name.endswith("_max") else last + value
 
     def evaluate(self):
         """Every eval_every steps, and before and after training: mean accuracy on the test problems."""
         cfg = self.cfg
-        if self.tests and (self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0):
-            self.sampler.sync(self.policy)
-            self.evaluated = examine(self.sampler, self.tokenizer, self.tests, 4, 0, cfg.seed, cfg)
-            self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
-            if rank() == 0:
-                _, low, high = with_interval(self.evaluated.correct.mean(1))
-                file = self.folder / f"eval/step_{self.step:06d}/{Path(cfg.eval_data).stem}.jsonl"
-                file.parent.mkdir(parents=True, exist_ok=True)  # folders that eval.py --compare and --rescore read
-                file.write_text("".join(json.dumps(row) + "\n" for row in self.evaluated.rows(cfg.seed)))
-                say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, 4 responses each, "
-                    f"95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
+        due = self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0
+        if not self.tests or not due:
+            return
+        self.sampler.sync(self.policy)
+        samples = 4
+        self.evaluated = examine(self.sampler, self.tokenizer, self.tests, samples, cfg.seed, cfg, check=self.check)
+        self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
+        if rank() == 0:
+            _, low, high = with_interval(self.evaluated.correct.mean(1))
+            file = self.folder / f"eval/step_{self.step:06d}/{Path(cfg.eval_data).stem}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)  # folders that eval.py --compare and --rescore read
+            rows = self.evaluated.rows(cfg.seed)
+            file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+            say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, {samples} responses "
+                f"each, 95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
+
+    def log(self, rollouts: Rollouts, rewards: torch.Tensor):
+        """Complete the step's metrics; write them to metrics.jsonl, and some rollouts to samples.jsonl; show them on
+        the bar, or in a line where there is no terminal."""
+        m, seconds = self.metrics, sum(self.metrics[name] or 0 for name in TIMES)
+        for name, total in self.totals.items():
+            whole = self.updates if name in ("loss", "grad_norm") else self.kept_tokens
+            m[name] = total if name.endswith("_max") else total / whole
+        m.update(rollouts.stats(), reward=rewards.mean().item(), lr=self.lr,
+                 tokens_per_second=int(rollouts.lengths.sum()) / seconds)  # fmt: skip
+        if not (m["mismatch"] or 0) <= 0.05:  # also when it is not a number
+            say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
+        differ = mixed(rewards).any() or rollouts.n == 1 and rewards.amin() < rewards.amax()
+        self.idle_steps = self.idle_steps + 1 if differ and not self.tried_updates else 0
+        if self.idle_steps:
+            say(f"warning: step {self.step}: rewards differ, but every kept advantage is 0: nothing was learned")
+        if self.idle_steps == 10:
+            fail(f"step {self.step}: ten steps in a row in which nothing was learned; look at advantages and rejection")
+        for row in range(min(4, rewards.numel())):
+            reward = rewards.flatten()[row].item()
+            self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
+        self._write("metrics.jsonl", m)
+        for track in self.trackers:
+            track({name: x for name, x in m.items() if x is not None}, self.step)
+        shown = [name for name in ("loss", "reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
+        self.bar.set_postfix({name: f"{m[name]:.3g}" for name in shown})
+        if not (sys.stdout.isatty() and sys.stderr.isatty()):
+            words = "  ".join(f"{name} {m[name]:.4g}" for name in shown)
+            say(f"step {self.step}/{self.cfg.steps}  {words}  {seconds:.1f} s")
 
     def save(self):
-        """Write the step's metrics; and a checkpoint, if one is due or a signal asked to leave."""
-        self._write("metrics.jsonl", self.metrics)
-        for track in self.trackers:
-            track({name: x for name, x in self.metrics.items() if x is not None}, self.step)
-        self.stop = bool(all_reduce(torch.tensor(int(self.stop)), dist.ReduceOp.MAX))
-        if self.stop or self.step == self.cfg.steps or self.cfg.save_every and self.step % self.cfg.save_every == 0:
-            self._checkpoint(self.folder / f"step_{self.step:06d}", trainer=True)
-        if self.stop:
-            raise SystemExit(0)
-
-    def _checkpoint(self, folder: Path, trainer: bool):
-        """A model folder (with the trainer's state); written under another name and renamed once it is complete."""
-        partial = folder.with_name(folder.name + ".tmp")
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-        self.policy.save_pretrained(partial)
-        for name, model in self.trained.items() if trainer else ():
-            model.save_state(partial / name)
-        if rank() == 0:
-            self.tokenizer.save_pretrained(partial)
-            if trainer:
-                (partial / "trainer.json").write_text(json.dumps(dict(step=self.step, drawn=self.drawn)))
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        """Write a checkpoint, if one is due or a signal has asked to leave."""
+        cfg = self.cfg
+        self.stop = bool(all_reduce(torch.tensor(int(self.asked_to_stop)), dist.ReduceOp.MAX))
+        due = self.step == cfg.steps or cfg.save_every and self.step % cfg.save_every == 0
+        if due or self.stop:
+            state = dict(step=self.step, drawn=self.drawn, sampled=self.sampled)
+            folder = self.folder / f"step_{self.step:06d}"
+            checkpoint.save(folder, self.policy, self.tokenizer, self.checkpointed, state)
+            if rank() == 0:
+                checkpoint.prune(self.folder, self.step, cfg.keep)
 
     def finish(self):
-        """Write final/ and curves.png, and say what happened."""
+        """Write final/ and curves.png, and say what happened; after a signal only say how to go on."""
         out = self.cfg.out
-        self._checkpoint(self.folder / "final", trainer=False)
+        if self.step < self.cfg.steps:
+            return say(f"left after step {self.step}, which is saved; the same command with --resume continues")
+        checkpoint.save(self.folder / "final", self.policy, self.tokenizer)
         if rank() == 0:
             plot.draw([out], out + "/curves.png")
             for row in (0, 4) if self.evaluated else ():

@@ -21,17 +21,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import common  # first: it says how torch's threads are to wait
+import common
 import numpy as np
 import plot
 import torch
-from common import arg, fail, say, tqdm
-from data import encode, load_data
-from processes import all_reduce, bad_input, rank
-from rollout import Batch, examine, read_responses, with_interval
-from verify import extract, last_boxed, normalise, verify_all
+from common import arg, bad_input, fail, say, tqdm
+from core.data import DATA, encode, load_data
+from core.evaluation import (crossing, describe, holm, maj_at_k, pass_at_k, permutation_p, read_responses, solvable,
+                             spread, transitions, with_interval)  # fmt: skip
+from core.processes import all_reduce, rank
+from core.rollout import Batch, examine, score
+from core.verify import extract, last_boxed, normalise
 
-BENCHES = {"tiny": "tiny-test", "gsm8k": "gsm8k-test"}  # names that mean something else as training data
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
 MAY_DIFFER = set("bench seeds out ks processes versions hardware tp vllm_memory".split())  # when one is continued
 SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
@@ -45,108 +46,36 @@ BEHAVIOURS = {  # patterns, counted per response: a lower bound on what the judg
 
 @dataclass
 class Config:
+    # what is evaluated on what
     model: str = arg("tiny", "alias (README lists them), hub id or local folder, such as a run's final/")
     bench: str = arg("", "benchmarks or files, by comma (README lists them; default: the model's own, else math500)")
-    limit: int = arg(0, "use the first LIMIT problems of each only (0: all)")
-    samples: int = arg(16, "responses per problem and seed")
-    seeds: int = arg(4, "seeds: repetitions that differ in their random streams only")
-    seed: int = arg(0, "the first seed")
+    limit: int = arg(0, "use the first LIMIT problems of each only (0: all)", least=0)
+    samples: int = arg(16, "responses per problem and seed", least=1)
+    seeds: int = arg(4, "seeds: repetitions that differ in their random streams only", least=1)
+    seed: int = arg(0, "the first seed", least=0)
     out: str = arg("", "output folder (default: out/eval-MODEL, rescore-FILE, compare-A-B or sweep-MODEL-NAME)")
-    template: str = arg("chat", "prompt template: a name in data.TEMPLATES, or any text with {problem}")
+    check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
+    # how it is asked
+    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
     prefix: str = arg("", "text that every response is made to begin with")
-    temperature: float | None = arg(1.0, "sampling temperature; 0: greedy")
-    top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability")
-    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted")
-    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and counts as truncated")
+    temperature: float = arg(1.0, "sampling temperature; 0: greedy", least=0)
+    top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability", above=0, most=1)
+    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted", least=1)
+    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and is `truncated`", least=1)
+    # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
-    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU")
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory that it takes: weights and KV cache")
+    tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
+    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
+    chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose", least=1)
+    # analyses
     ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")
-    chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose")
     rescore: str = arg("", "grade the responses saved in this .jsonl file instead of generating")
     compare: list[str] | None = arg(None, "saved evaluations, folders or .jsonl files: the baseline, then others")
     perplexity: bool = arg(False, "with --compare: perplexity of all responses under the baseline's model")
     sweep: str = arg("", f"evaluate at several values, NAME=A,B or NAME=A|B; NAME: {', '.join(SWEPT)}")
     wrong: str = arg("", "continue the first wrong response to each problem in this .jsonl file of saved responses")
     reflect: str = arg("", "with --wrong: the words that follow the wrong response, such as 'Wait,'")
-
-
-# ====================================================================================================== statistics
-def pass_at_k(right, n: int):
-    """Unbiased pass@k of each problem, counts of right samples [P] among n -> [P, n], column k - 1 for k = 1..n:
-    1 - C(n - c, k) / C(n, k) as a running product (arXiv 2107.03374, eq. 1; 2504.13837, section 2)."""
-    wrong, drawn = n - np.asarray(right)[:, None], np.arange(n)
-    return 1 - np.cumprod(np.maximum(wrong - drawn, 0) / (n - drawn), axis=1)
-
-
-def maj_at_k(right: int, wrong: list[int], n: int, ks: list[int]) -> list[float]:
-    """Chance that a majority vote of k of a problem's n samples, drawn without replacement, is right; exact, n <= 1000.
-    right: samples with the right answer; wrong: votes for each wrong answer; the others have no answer and abstain.
-    A tie of t answers counts 1/t if the right one is among them; a vote without ballots is wrong."""
-    choose = lambda of, k: float(math.comb(of, k))
-    room, total = max(ks) + 1, np.zeros(max(ks) + 1)
-    for top in range(1, min(right, max(ks)) + 1):  # ballots of the right answer: it wins if no other has more
-        rivals = [votes for votes in wrong if votes >= top]
-        ways = np.zeros((room // top + 1, room))  # [rivals that tie, samples]: subsets of that size
-        ways[0] = [choose(n - right - sum(rivals), k) for k in range(room)]  # of answers that cannot come up to top
-        for votes in rivals:
-            old, ways = ways, np.zeros_like(ways)
-            for k in range(top):
-                ways[:, k:] += choose(votes, k) * old[:, : room - k]
-            ways[1:, top:] += choose(votes, top) * old[:-1, : room - top]
-        total[top:] += choose(right, top) * (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)[: room - top]
-    return [total[k] / choose(n, k) for k in ks]
-
-
-def permutation_p(difference, draws=10_000, seed=0) -> float:
-    """Two-sided p-value for paired differences [P] of mean 0: how often random signs, or those observed, which are
-    added to the draws, give a mean at least as far from 0 (Fisher's randomisation test)."""
-    d, rng = np.asarray(difference, dtype=float), np.random.default_rng(seed)
-    sums = np.concatenate([rng.choice([-1.0, 1.0], (1000, len(d))) @ d for _ in range(0, draws, 1000)])
-    return (1 + int((abs(sums) >= abs(d.sum()) - 1e-9).sum())) / (1 + len(sums))
-
-
-def holm(ps) -> list[float]:
-    """p-values [m] adjusted so that the chance of any false discovery among the m is bounded (Holm 1979)."""
-    steps = np.maximum.accumulate(np.sort(ps) * np.arange(len(ps), 0, -1))
-    return np.minimum(1, steps)[np.argsort(np.argsort(ps))].tolist()
-
-
-def spread(right) -> tuple[float, float]:
-    """Standard deviation (Bessel) over seeds of the accuracy, and what sampling alone would make it, right [P, S, n]:
-    sqrt(mean of p (1 - p) / (n P)), each p (1 - p) estimated without bias. NaN where undefined."""
-    problems, seeds, n = right.shape
-    within = right.reshape(problems, -1).var(1, ddof=1).mean() if seeds * n > 1 else math.nan
-    return float(right.mean((0, 2)).std(ddof=1)) if seeds > 1 else math.nan, math.sqrt(within / (n * problems))
-
-
-def crossing(a, b) -> int | None:
-    """The smallest k at which the other one of two pass@k curves [n], column k - 1, is ahead than at the start."""
-    sign = np.sign(np.round(np.subtract(b, a), 12))
-    behind = sign * sign[np.argmax(sign != 0)] < 0
-    return int(behind.argmax()) + 1 if behind.any() else None
-
-
-def solvable(a, b) -> dict[str, list[int]]:
-    """Which problems have a right sample, by counts [P] of A and B (arXiv 2504.13837, section 3)."""
-    a, b = np.asarray(a) > 0, np.asarray(b) > 0
-    sets = dict(both=a & b, only_a=a & ~b, only_b=~a & b, none=~a & ~b)
-    return {name: np.flatnonzero(inside).tolist() for name, inside in sets.items()}
-
-
-def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
-    """Strategies before (A) and after (B), python or words (arXiv 2506.10947, section 4): size, accuracy before and
-    after, and contribution to the gain of the four cells, from [P, N] each. Every sample of A is paired with every one
-    of B, which for N = 1 is the paper's table. Sizes sum to 1, and so do contributions; NaN where undefined."""
-    gain, cells = float(right_b.mean() - right_a.mean()) or math.nan, {}
-    pairs = lambda x, y: float((x.mean(1) * y.mean(1)).mean())  # share of all pairs in which x and y hold
-    for before, was in (("python", python_a), ("words", 1 - python_a)):
-        for after, now in (("python", python_b), ("words", 1 - python_b)):
-            size, right_was, right_now = pairs(was, now), pairs(was * right_a, now), pairs(was, now * right_b)
-            accuracies = dict(before=right_was / (size or math.nan), after=right_now / (size or math.nan))
-            cells[f"{before} to {after}"] = dict(size=size, **accuracies, contribution=(right_now - right_was) / gain)
-    return cells
 
 
 # ================================================================================================ saved evaluations
@@ -228,15 +157,19 @@ def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
 
 
 def rescore(cfg):
-    """Grade saved responses anew; how far the grades that the file holds agree."""
-    name, saved = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore)
-    pairs, old = list(zip(saved["response"].flat, saved["gold"].flat)), saved["correct"].flatten()
-    parts = tqdm([pairs[i : i + 500] for i in range(0, len(pairs), 500)], "grading", delay=1)
-    saved["correct"].flat = [right for part in parts for right in verify_all(part)]
-    saved["extracted"].flat = [extract(text) for text, _ in pairs]
-    rows = [json.dumps(dict(zip(saved, row))) + "\n" for row in zip(*[x.flat for x in saved.values()])]
+    """Grade saved responses again, and say how far the grades that the file holds agree."""
+    name, saved, check = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore), common.find_check(cfg.check)
+    texts, old = saved["response"].flatten(), saved["correct"].flatten()
+    sources = saved.pop("source").flatten()  # whose columns a check may need
+    problems = [source | ({} if check else dict(answer=gold)) for source, gold in zip(sources, saved["gold"].flat)]
+    parts = tqdm(range(0, len(texts), 500), "grading", delay=1, disable=None)
+    scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
+    saved["correct"].flat = (torch.cat(scores) > 0.5).tolist()
+    saved["extracted"].flat = [extract(text) for text in texts]
+    rows = [dict(zip(saved, row)) for row in zip(*[x.flat for x in saved.values()])]
+    rows = [source | row for source, row in zip(sources, rows)] if check else rows
     save(cfg.out, "summary", {})
-    Path(cfg.out, f"{name}.jsonl").write_text("".join(rows))
+    Path(cfg.out, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
     both = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
     if both:
@@ -245,11 +178,28 @@ def rescore(cfg):
 
 
 # ======================================================================================================== evaluating
+def open_model(cfg) -> tuple:
+    """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
+    source, config, tokenizer = common.find_model(cfg.model, "model")
+    with bad_input():
+        kind = common.choose_sampler(cfg)
+    with bad_input(f"--model {cfg.model}: ", common.BROKEN_WEIGHTS):
+        policy = common.Policy(source, common.start_processes(), vocab=len(tokenizer))
+    sampler = common.new_sampler(kind, policy, tokenizer)
+    sampler.sync(policy)
+    about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
+    return policy, sampler, tokenizer, about
+
+
 def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
     """{benchmark: problems}; with --wrong, the first wrong response to each problem in that file, to be continued."""
     if not cfg.wrong:
-        stems = {Path(x).stem if Path(x).is_file() else x.replace("/", "-"): x for x in cfg.bench.split(",")}
-        return {x: checked(load_data, BENCHES.get(y, y), tokenizer, cfg, cfg.limit) for x, y in stems.items()}
+        benches = {}
+        for name in cfg.bench.split(","):
+            data = f"{name}-test" if f"{name}-test" in DATA else name  # "gsm8k" alone means its training split
+            label = Path(name).stem if Path(name).is_file() else name.replace("/", "-")
+            benches[label] = checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check)
+        return benches
     saved = checked(read_responses, cfg.wrong)
     rows = [dict(zip(saved, row)) for row in zip(*[x.flat for x in saved.values()])]
     first = {row["problem_id"]: row for row in rows[::-1] if row["correct"] is False}
@@ -260,7 +210,7 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
 
 def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
     """Append to a file the rows that it lacks. A chunk that a kill cut short is done anew, so that all batches are."""
-    size, done = max(1, cfg.chunk // cfg.samples), 0
+    size, done, check = max(1, cfg.chunk // cfg.samples), 0, common.find_check(cfg.check)
     chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
     if rank() == 0:
         file.touch()
@@ -271,17 +221,15 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
     done = int(all_reduce(torch.tensor(done)))
     for seed, i in tqdm(chunks[done:], file.stem, len(chunks), initial=done, disable=rank() > 0):
         part = problems[i : i + size]
-        rollouts = examine(sampler, tokenizer, part, cfg.samples, i, seed, cfg)
+        rollouts = examine(sampler, tokenizer, part, cfg.samples, seed, cfg, first=i, check=check)
         if rank() == 0:
             with open(file, "a") as out:
-                out.write("".join(json.dumps(row) + "\n" for row in rollouts.rows(seed, i)))
+                out.write("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(seed, i)))
 
 
 def evaluate(cfg, model=None) -> dict:
     """Answer all problems, with an opened model if there is one; the summaries, on rank 0."""
-    if not cfg.temperature >= 0 or not 0 < cfg.top_p <= 1:
-        fail(f"--temperature {cfg.temperature} --top_p {cfg.top_p}: give 0 or more, and above 0 up to 1")
-    _, sampler, tokenizer, about = model or common.open_model(cfg)
+    _, sampler, tokenizer, about = model or open_model(cfg)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
@@ -306,7 +254,9 @@ def sweep(cfg):
         fail(f"--sweep {cfg.sweep}: give NAME=A,B or NAME=A|B, where NAME is one of {', '.join(SWEPT)}")
     values, kind, benches = values.split("|" if "|" in values else ","), type(getattr(Config, name)), {}
     configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: checked(kind, x)}) for i, x in enumerate(values)]
-    model = common.open_model(max(configs, key=lambda one: one.max_new_tokens))  # engines reserve room for that
+    for one in configs:
+        common.check_bounds(one)
+    model = open_model(max(configs, key=lambda one: one.max_new_tokens))  # engines reserve room for that
     for value, one in zip(values, configs):
         for bench, r in evaluate(one, model).items():
             benches.setdefault(bench, {})[value] = r
@@ -350,7 +300,7 @@ def compare(cfg):
     if not shared or not others:
         fail(f"--compare {' '.join(cfg.compare)}: give two or more evaluations with a BENCHMARK.jsonl of the same name")
     settings = json.loads(checked(Path(first, "summary.json").read_text))["settings"] if cfg.perplexity else {}
-    model = common.open_model(replace(cfg, model=settings["model"])) if settings else None
+    model = open_model(replace(cfg, model=settings["model"])) if settings else None
     for name in shared:
         models, pairs = {path: summarise(x[name], name) for path, x in saved.items()}, {}
         for path in others:
@@ -382,7 +332,7 @@ def main():
     parts = filter(None, [mode.__name__.removesuffix("uate"), *(names or [label]), cfg.sweep.split("=")[0]])
     known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
     cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
-    cfg.bench = cfg.bench or suits.get("eval_data", "math500").replace("tiny-test", "tiny")
+    cfg.bench = cfg.bench or (suits.get("eval_data") or "math500").removesuffix("-test")
     try:
         mode(cfg)
     except KeyboardInterrupt:

@@ -20,44 +20,45 @@ DAPO: arXiv 2503.14476.
 
 from dataclasses import dataclass
 
-import common  # first: it says how torch's threads are to wait
+import common
 import torch
 
 
 @dataclass
 class Config(common.Config):
     std: bool = common.arg(True, "divide the advantage by the group's standard deviation (false: Dr. GRPO)")
-    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW")
-    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (DAPO: 0.28)")
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW", least=0)
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (DAPO: 0.28)", least=0)
     clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
-    dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
+    dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
     dynamic_sampling: bool = common.arg(False, "sample on until prompts_per_step prompts are mixed (DAPO)")
 
 
-def mixed(rewards):
-    """[P] bool: prompts whose responses differ in reward [P, n]; only these can be compared."""
-    return rewards.amax(1) > rewards.amin(1)
+def needs_more(rewards, cfg):
+    """Whether dynamic sampling has to go on: too few prompts are mixed yet, among less than ten times as many."""
+    few = common.mixed(rewards).sum() < cfg.prompts_per_step
+    return cfg.dynamic_sampling and bool(few) and len(rewards) < 10 * cfg.prompts_per_step
 
 
 def advantages(rewards, cfg):
     """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. The std is Bessel's (n - 1).
 
-    All are kept: a response with advantage 0 counts in the normalisation. With dynamic sampling, those of the first
-    prompts_per_step mixed prompts are."""
+    All responses are kept: one with advantage 0 still counts in the normalisation. With dynamic sampling, the first
+    prompts_per_step mixed prompts are kept."""
+    mixed = common.mixed(rewards)
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
-    adv = adv * mixed(rewards)[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
+    adv = adv * mixed[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
-        first = mixed(rewards) & (mixed(rewards).cumsum(0) <= cfg.prompts_per_step)
-        keep &= first[:, None]
+        keep &= (mixed & (mixed.cumsum(0) <= cfg.prompts_per_step))[:, None]
     return adv, keep
 
 
-def token_loss(new, old, adv, cfg):
-    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
-    return common.clipped_loss(new, old, adv, cfg)
+def token_loss(new, tokens, cfg):
+    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def main():
@@ -65,23 +66,26 @@ def main():
     if cfg.samples_per_prompt < 2:
         common.fail("--samples_per_prompt 1: GRPO compares a prompt's responses with each other; give 2 or more")
     run = common.Run(cfg)
+    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
-        rewards = run.verify(rollouts)
+        rewards = run.reward(rollouts)
+        while needs_more(rewards, cfg):
+            rollouts = rollouts + run.sample()
+            rewards = run.reward(rollouts)
+        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        while cfg.dynamic_sampling and mixed(rewards).sum() < cfg.prompts_per_step > 0.1 * len(rewards):
-            rollouts = run.sample(more=rollouts)  # at most ten times the prompts of a step
-            rewards = run.verify(rollouts)
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
-        run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
+            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
             # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
             # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
-        run.log(rollouts, rewards)
         run.evaluate()
+        run.log(rollouts, rewards)
         run.save()
     run.finish()
 

@@ -21,22 +21,22 @@ that goes with arXiv 2504.11343.
 import math
 from dataclasses import dataclass
 
-import common  # first: it says how torch's threads are to wait
+import common
 import torch
 from transformers import AutoModel
 
 
 @dataclass
 class Config(common.Config):
-    gamma: float = common.arg(1.0, "discount of a reward per token")
-    lam: float = common.arg(1.0, "lambda of GAE: 1 = return minus value, 0 = one-step temporal difference")
-    critic_lr: float = common.arg(0.0, "AdamW learning rate of the critic (0: ten times LR)")
-    value_clip: float = common.arg(0.5, "a value may move this far from what it was when sampled (0: no clip)")
-    epochs: int = common.arg(1, "passes over the rollouts of a step")
-    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW")
-    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)")
+    gamma: float = common.arg(1.0, "discount of a reward per token", least=0, most=1)
+    lam: float = common.arg(1.0, "lambda of GAE: 1 = return minus value, 0 = temporal difference", least=0, most=1)
+    critic_lr: float = common.arg(0.0, "AdamW learning rate of the critic (0: ten times LR)", least=0)
+    value_clip: float = common.arg(0.5, "a value may move this far from what it was when sampled (0: no clip)", least=0)
+    epochs: int = common.arg(1, "passes over the rollouts of a step", least=1)
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW", least=0)
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)", least=0)
     clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
-    dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
+    dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
 class Critic(common.Policy):
@@ -72,9 +72,9 @@ def whiten(x):
     return (x - x.mean()) / (x.std() + 1e-8) if len(x.unique()) > 1 else torch.zeros_like(x)
 
 
-def token_loss(new, old, adv, cfg):
-    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
-    return common.clipped_loss(new, old, adv, cfg)
+def token_loss(new, tokens, cfg):
+    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def value_loss(new, old, returns, cfg):
@@ -85,19 +85,19 @@ def value_loss(new, old, returns, cfg):
 
 
 def judge(rollouts, rewards, critic, cfg):
-    """Advantages [N] of all response tokens, whitened; the critic's `value` and the `returns` join the batch."""
-    batch, lengths = rollouts.batch, torch.from_numpy(rollouts.lengths)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]: values laid end to end, one row a response
-    values = torch.zeros(mask.shape).masked_scatter(mask, critic.logprobs(batch)[0])
+    """Advantages [N] of all response tokens, whitened. Adds tokens.value, the critic's, and tokens.returns."""
+    lengths = rollouts.lengths.flatten()
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]: one row per response, padded to the longest
+    values = torch.zeros(mask.shape).masked_scatter(mask, critic.logprobs(rollouts.batch)[0])
     token_rewards = torch.zeros(mask.shape).scatter(1, lengths[:, None] - 1, rewards.reshape(-1, 1))
     adv, returns = gae(token_rewards, values, mask.float(), cfg.gamma, cfg.lam)
-    batch.values.update(value=values[mask], returns=returns[mask])
+    rollouts.tokens.value, rollouts.tokens.returns = values[mask], returns[mask]
     return whiten(adv[mask])
 
 
 def update_critic(critic, batch, cfg, step):
     """One optimizer step on the values; the loss. It is weighted as the policy's is."""
-    objective = lambda new, entropy, v: (value_loss(new, v["value"], v["returns"], cfg), {})
+    objective = lambda new, entropy, tokens: (value_loss(new, tokens.value, tokens.returns, cfg), {})
     stats = critic.update(batch, objective, cfg.max_grad_norm)
     if not math.isfinite(stats["grad_norm"]):
         common.say(f"warning: step {step}: the critic's gradient norm is {stats['grad_norm']}; its update skipped")
@@ -107,24 +107,25 @@ def update_critic(critic, batch, cfg, step):
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
-    critic = Critic(run.source, run.device, lr=cfg.critic_lr or 10 * cfg.lr, **run.shape)
-    run.trained["critic"] = critic
+    critic = run.checkpointed["critic"] = run.new_model(Critic, lr=cfg.critic_lr or 10 * cfg.lr)
+    run.begin()
     for step in run.steps():
         run.sync()
         rollouts = run.sample()
-        rewards = run.verify(rollouts)
+        rewards = run.reward(rollouts)
+        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        run.sampler.sleep()  # the critic needs the memory
         adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
         # ---------------------------------------------------------------------------------------------------
-        run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep, epochs=cfg.epochs):
             run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)
+            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
             # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, and
             # whitened advantages average 0. Its gradient does not. Watch reward, accuracy and value_loss instead.
             run.update(batch, token_loss)
-        run.log(rollouts, rewards)
         run.evaluate()
+        run.log(rollouts, rewards)
         run.save()
     run.finish()
 

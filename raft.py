@@ -19,7 +19,7 @@ expert iteration and (from the base model each time) STaR.
 
 from dataclasses import dataclass
 
-import common  # first: it says how torch's threads are to wait
+import common
 import torch
 
 
@@ -33,28 +33,31 @@ def advantages(rewards, cfg):
     return torch.ones_like(rewards), rewards > 0
 
 
-def token_loss(new, old, adv, cfg):
-    """Per-token loss [T] from logprobs of the policy (new): maximum likelihood. old and adv [T] play no part."""
+def token_loss(new, tokens, cfg):
+    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood."""
     return -new
 
 
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
+    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
-        rewards = run.verify(rollouts)
+        rewards = run.reward(rollouts)
+        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
-        run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
+            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
             # The printed loss is the mean negative logprob of the correct responses, their surprise: it does fall as
             # the policy sharpens. Watch reward, accuracy and entropy all the same: falling entropy is the price.
             run.update(batch, token_loss)
-        run.log(rollouts, rewards)
         run.evaluate()
+        run.log(rollouts, rewards)
         run.save()
     run.finish()
 

@@ -18,14 +18,14 @@ Source: arXiv 2504.11343, eq. 6; the clipped ratio is that of PPO, arXiv 1707.06
 
 from dataclasses import dataclass
 
-import common  # first: it says how torch's threads are to wait
+import common
 import torch
 
 
 @dataclass
 class Config(common.Config):
-    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW (binds on negative advantages: never here)")
-    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)")
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW (never binds: A is 1)", least=0)
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)", least=0)
     clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
 
 
@@ -34,28 +34,31 @@ def advantages(rewards, cfg):
     return torch.ones_like(rewards), rewards > 0
 
 
-def token_loss(new, old, adv, cfg):
-    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
-    return common.clipped_loss(new, old, adv, cfg)
+def token_loss(new, tokens, cfg):
+    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
+    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
-        rewards = run.verify(rollouts)
+        rewards = run.reward(rollouts)
+        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
-        run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
+            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
             # The printed loss stays near -1 however well this learns: it is minus the mean ratio, which is 1 in the
             # first update of a step. Its gradient is that of the likelihood. Watch reward, accuracy and entropy.
             run.update(batch, token_loss)
-        run.log(rollouts, rewards)
         run.evaluate()
+        run.log(rollouts, rewards)
         run.save()
     run.finish()
 

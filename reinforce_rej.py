@@ -22,7 +22,8 @@ Source: arXiv 2504.11343, eq. 5 and figure 4. RLOO: arXiv 2402.14740. Reinforce+
 from dataclasses import dataclass
 from typing import Literal
 
-import common  # first: it says how torch's threads are to wait
+import common
+import torch
 
 
 @dataclass
@@ -36,37 +37,37 @@ class Config(common.Config):
     normalize: Literal["none", "group", "batch"] = common.arg(
         "none", "divide by the standard deviation over the prompt's responses, or over all kept"
     )
-    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW")
-    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)")
+    clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW", least=0)
+    clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)", least=0)
     clip: bool = common.arg(True, "false: importance ratio without clipping, for the ablation")
-    dual_clip: float = common.arg(0.0, "for negative advantages, bound the surrogate by DUAL_CLIP x advantage (0: off)")
-
-
-def mixed(rewards):
-    """[P] bool: prompts whose responses differ in reward [P, n]; only these can be compared."""
-    return rewards.amax(1) > rewards.amin(1)
+    dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
 def advantages(rewards, cfg):
     """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's;
     without any spread there is nothing to scale by, and the advantage is 0."""
-    correct, wrong = (rewards > 0).all(1, keepdim=True), (rewards <= 0).all(1, keepdim=True)
-    drop = dict(none=correct & wrong, correct=correct, wrong=wrong, both=correct | wrong)[cfg.reject]
-    keep = ~drop.expand_as(rewards)
+    keep = torch.ones_like(rewards, dtype=torch.bool)
+    if cfg.reject in ("correct", "both"):
+        keep[common.all_correct(rewards)] = False
+    if cfg.reject in ("wrong", "both"):
+        keep[common.all_wrong(rewards)] = False
     adv = 2 * rewards - 1
-    others = (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
-    means = dict(none=0, group=adv.mean(1, keepdim=True), leave_one_out=others, batch=adv[keep].mean())
-    adv = adv - means[cfg.baseline]
+    if cfg.baseline == "group":
+        adv = adv - adv.mean(1, keepdim=True)
+    elif cfg.baseline == "leave_one_out":
+        adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
+    elif cfg.baseline == "batch":
+        adv = adv - adv[keep].mean()
     if cfg.normalize == "group":
-        adv = adv / (adv.std(1, keepdim=True) + 1e-6) * mixed(rewards)[:, None]
-    if cfg.normalize == "batch":
+        adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
+    elif cfg.normalize == "batch":
         adv = adv / (adv[keep].std() + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
     return adv, keep
 
 
-def token_loss(new, old, adv, cfg):
-    """Per-token loss [T] from logprobs of the policy (new), of the policy that sampled (old), and advantages [T]."""
-    return common.clipped_loss(new, old, adv, cfg)
+def token_loss(new, tokens, cfg):
+    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def main():
@@ -75,20 +76,23 @@ def main():
     if cfg.samples_per_prompt < 2 and compares:
         common.fail("--samples_per_prompt 1: responses to a prompt are compared; give 2 or more, or --reject none")
     run = common.Run(cfg)
+    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
-        rewards = run.verify(rollouts)
+        rewards = run.reward(rollouts)
+        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
-        run.old_logprobs(rollouts)
         for batch in run.minibatches(rollouts, adv, keep):
+            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
             # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
             # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
-        run.log(rollouts, rewards)
         run.evaluate()
+        run.log(rollouts, rewards)
         run.save()
     run.finish()
 

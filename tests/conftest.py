@@ -17,8 +17,8 @@ import torch
 
 import grpo
 import tiny
-from data import render
-from policy import Policy
+from core.data import render
+from core.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]

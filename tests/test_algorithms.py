@@ -18,7 +18,7 @@ import ppo
 import raft
 import raft_pp
 import reinforce_rej
-from rollout import Batch, Rollouts, split
+from core.rollout import Batch, Rollouts, split
 
 ROOT = Path(__file__).parents[1]
 ALL = [raft, raft_pp, reinforce_rej, grpo, iterative_dpo, ppo]

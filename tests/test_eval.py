@@ -19,9 +19,9 @@ import torch
 import common
 import eval as evaluation
 import plot
-import data
-import rollout
-import sampler as samplers
+from core import data
+from core import rollout
+import core.sampler as samplers
 
 ROOT = Path(evaluation.__file__).parent
 SHARED = ROOT.parent / "shared/data"

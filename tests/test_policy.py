@@ -16,9 +16,9 @@ import torch
 from transformers import (AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM)  # fmt: skip
 
-import policy as policy_module
-from policy import Pack, Policy, plan
-from rollout import Batch, token_weights
+import core.policy as policy_module
+from core.policy import Pack, Policy, plan
+from core.rollout import Batch, token_weights
 
 TINY = str(Path(__file__).parents[1] / "models/tiny")
 SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=97)
@@ -244,8 +244,8 @@ RANKS = """
 import resource, sys, torch
 sys.path[:0] = [{root!r}]
 import ppo
-from policy import Policy
-from processes import rank, start_processes
+from core.policy import Policy
+from core.processes import rank, start_processes
 from transformers import AutoModel, AutoModelForCausalLM
 
 def refuse(*args, **kwargs):

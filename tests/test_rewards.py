@@ -11,10 +11,10 @@ from test_runs import assert_same_run, metrics, read
 
 import common
 import raft_pp
-import rewards
-from data import render
-from rollout import Rollouts, decode, grade
-from sampler import mix, streams
+from core import rewards
+from core.data import render
+from core.rollout import Rollouts, decode, grade
+from core.sampler import mix, streams
 
 TEXTS = ["2+2 in python is \\boxed{4}", "\\boxed{4}", "it is \\boxed{5}", "\\boxed{ }",
          "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]  # fmt: skip
@@ -196,7 +196,7 @@ def test_labels_are_the_initial_models_and_are_voted_on_once(train, tmp_path, mo
     assert train(out, *flags, "--steps", 2) == 0
     rows = read(out / "labels.jsonl")
     assert len(rows) == 14 and all(set(row) == {"problem", "answer", "label"} for row in rows)
-    monkeypatch.setattr("rewards.generate", lambda *a: pytest.fail("it votes again"))
+    monkeypatch.setattr("core.rewards.generate", lambda *a: pytest.fail("it votes again"))
     shutil.rmtree(out / "step_000002")
     assert train(out, *flags, "--steps", 4, "--resume") == 0  # more steps: the same problems over again
     assert read(out / "labels.jsonl") == rows
@@ -212,7 +212,7 @@ def test_votes_that_were_cut_off_go_on(train, tmp_path, monkeypatch):
     (other / "labels.jsonl").write_text("".join(lines[:5]) + lines[5][:9])
     seen = []
     real = rewards.generate
-    monkeypatch.setattr("rewards.generate", lambda sampler, part, *a: seen.append(len(part)) or real(sampler, part, *a))
+    monkeypatch.setattr("core.rewards.generate", lambda sampler, part, *a: seen.append(len(part)) or real(sampler, part, *a))
     assert train(other, *flags, "--resume") == 0
     assert seen == [9]
     assert (other / "labels.jsonl").read_text() == "".join(lines)
@@ -232,7 +232,7 @@ def test_incorrect_drops_the_prompts_whose_vote_is_right(train, tmp_path, capsys
 
 
 def test_when_every_vote_is_right_incorrect_has_nothing_to_train_on(train, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("rewards.vote_labels", lambda file, pool, *a: [p["answer"] for p in pool])
+    monkeypatch.setattr("core.rewards.vote_labels", lambda file, pool, *a: [p["answer"] for p in pool])
     assert train(tmp_path / "run", *FEW, "--reward", "incorrect", "--steps", 2) == 2
     assert "error: --reward incorrect: no labelled problem is left of 14" in capsys.readouterr().err
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from policy import Policy
-from data import DATA, TEMPLATES, draw, load_data, render
-from rollout import Batch, Rollouts, generate, grade
-from sampler import TorchSampler, mix, streams
-from verify import verify
+from core.policy import Policy
+from core.data import DATA, TEMPLATES, draw, load_data, render
+from core.rollout import Batch, Rollouts, generate, grade
+from core.sampler import TorchSampler, mix, streams
+from core.verify import verify
 
 END = 260  # the tiny model's end token
 

@@ -116,7 +116,7 @@ def test_chance_does_not_depend_on_the_number_of_processes(two_processes, train,
 # ------------------------------------------------------------------------------------------------ nothing to learn
 def graded(answer):
     """Every response is right, or every one is wrong, whatever it says."""
-    return mock.patch("rollout.verify_all", lambda pairs: [answer] * len(pairs))
+    return mock.patch("core.rollout.verify_all", lambda pairs: [answer] * len(pairs))
 
 
 @each

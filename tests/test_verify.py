@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import verify as grading
-from verify import extract, gold_answer, last_boxed, normalise, number, verify, verify_all
+import core.verify as grading
+from core.verify import extract, gold_answer, last_boxed, normalise, number, verify, verify_all
 
 DATA = Path(__file__).parents[2] / "shared/data"
 

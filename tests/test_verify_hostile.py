@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import verify
-from verify import verify_all
+from core import verify
+from core.verify import verify_all
 
 # ruff: noqa: E501 - the hostile texts are a table
 
@@ -152,7 +152,7 @@ def test_workers_that_cannot_start_are_told_of(monkeypatch):
 
 
 def test_workers_end_with_their_parent_even_when_it_is_killed():
-    code = ("import os, verify; verify.verify(*%r); print(*[w.pid for w in verify._idle], flush=True); os.kill(os.getpid(), 9)")
+    code = ("import os; from core import verify; verify.verify(*%r); print(*[w.pid for w in verify._idle], flush=True); os.kill(os.getpid(), 9)")
     out = subprocess.run([sys.executable, "-c", code % (EASY,)], cwd=ROOT, capture_output=True, text=True).stdout
     pids = list(map(int, out.split()))
     assert pids
@@ -163,6 +163,6 @@ def test_workers_end_with_their_parent_even_when_it_is_killed():
 
 
 def test_the_training_process_imports_no_sympy():
-    code = "import sys, verify; verify.verify('\\\\boxed{2\\\\sqrt2}', '\\\\sqrt8'); print({'sympy', 'torch', 'math_verify'} & set(sys.modules))"
+    code = "import sys; from core import verify; verify.verify('\\\\boxed{2\\\\sqrt2}', '\\\\sqrt8'); print({'sympy', 'torch', 'math_verify'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "set()", out.stderr

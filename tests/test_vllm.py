@@ -20,10 +20,10 @@ import torch
 
 import common
 import grpo
-import sampler as samplers
-from policy import Policy
-from rollout import Batch
-from sampler import TorchSampler, VLLMSampler, choose_sampler
+import core.sampler as samplers
+from core.policy import Policy
+from core.rollout import Batch
+from core.sampler import TorchSampler, VLLMSampler, choose_sampler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 END = 260  # the tiny model's end token

@@ -1,7 +1,7 @@
 """What is rewarded: small functions from rollouts to rewards [P, n], in one table, combined by & and !.
 
-True correctness is one of them; the others are the spurious and the label-free rewards of the papers. Whatever is
-rewarded, the metric `accuracy` is the truth.
+Being right is one of them; the others are the spurious and the label-free rewards of the papers. Whatever is rewarded,
+the metric `accuracy` is the share of right answers.
 """
 
 import json
@@ -12,34 +12,36 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import draw
-from processes import rank, say
-from rollout import Rollouts, decode, generate, verified
-from sampler import uniforms
-from verify import extract, last_boxed, normalise
+from core.data import draw
+from core.processes import rank, say
+from core.rollout import Rollouts, decode, generate, score, verified
+from core.sampler import uniforms
+from core.verify import extract, last_boxed, normalise
 
 
-def each(rule, rollouts: Rollouts) -> torch.Tensor:
-    """A rule of a response's text alone: 1 where it holds, else 0, [P, n]."""
+def by_text(rule, rollouts: Rollouts) -> torch.Tensor:
+    """A rule about a response's text alone: 1 where it holds, else 0, [P, n]."""
     return torch.tensor([float(bool(rule(text))) for text in rollouts.texts]).view(-1, rollouts.n)
 
 
 def repeats(text: str, least: int = 10, most: int = 256, times: int = 10) -> bool:
-    """Whether a piece of `least` to `most` characters stands in the text `times` times or more back to back."""
+    """Whether the text has a piece of `least` to `most` characters `times` or more times in a row."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     for size in range(least, min(most, len(codes) // times) + 1):
-        breaks = np.flatnonzero(codes[:-size] != codes[size:])  # between them, the text equals itself `size` further on
+        breaks = np.flatnonzero(codes[:-size] != codes[size:])  # between them, the text repeats itself every `size`
         if np.diff(np.concatenate([[-1], breaks, [len(codes) - size]])).max() > size * (times - 1):
             return True
     return False
 
 
 def vote(texts: list[str]) -> str:
-    """The most frequent final answer of some responses, as its first response wrote it; of equally frequent answers the
+    """The most frequent final answer of some responses, as the first of them wrote it; of equally frequent answers the
     one that came first; "" if no response has an answer."""
     answers = [answer for text in texts if (answer := extract(text)) and answer.strip()]
-    winner = Counter(map(normalise, answers)).most_common(1)  # of equals the first to appear
-    return next((answer for answer in answers if normalise(answer) == winner[0][0]), "")
+    if not answers:
+        return ""
+    winner, _ = Counter(map(normalise, answers)).most_common(1)[0]  # of equals the first to appear
+    return next(answer for answer in answers if normalise(answer) == winner)
 
 
 def matches(rollouts: Rollouts, labels: list[str]) -> torch.Tensor:
@@ -55,25 +57,25 @@ def majority(rollouts: Rollouts, value) -> torch.Tensor:
 
 
 def fixed(rollouts: Rollouts, value) -> torch.Tensor:
-    """The label is the problem's own, see labelled(); for `incorrect` all labels are wrong ones."""
+    """The label is the problem's own, see labelled(); for `incorrect` every label is a wrong one."""
     return matches(rollouts, [p["label"] for p in rollouts.problems])
 
 
-def random(rollouts: Rollouts, value: str) -> torch.Tensor:
+def chance(rollouts: Rollouts, value: str) -> torch.Tensor:
     """Bernoulli(value) per response, from its random stream, far behind the uniforms that its tokens take."""
     return torch.from_numpy(uniforms(rollouts.keys, 2**40) < float(value)).float().view(-1, rollouts.n)
 
 
-# name: function of (rollouts, what follows the colon) -> rewards [P, n], 0 or 1. Rules of arXiv 2506.10947.
+# name: function of (rollouts, what follows the colon) -> rewards [P, n]. The rules are those of arXiv 2506.10947.
 REWARDS = {
-    "ground_truth": lambda rollouts, value: rollouts.correct.clone(),
+    "ground_truth": lambda rollouts, value: rollouts.scores.clone(),  # 1 for right, 0 for wrong; or what --check gives
     "majority": majority,
     "majority_fixed": fixed,
     "incorrect": fixed,
-    "format": lambda rollouts, value: each(lambda text: (last_boxed(text) or "").strip(), rollouts),
-    "random": random,
-    "python": lambda rollouts, value: each(lambda text: "python" in text.lower(), rollouts),
-    "no_repetition": lambda rollouts, value: each(lambda text: not repeats(text), rollouts),
+    "format": lambda rollouts, value: by_text(lambda text: (last_boxed(text) or "").strip(), rollouts),
+    "random": chance,
+    "python": lambda rollouts, value: by_text(lambda text: "python" in text.lower(), rollouts),
+    "no_repetition": lambda rollouts, value: by_text(lambda text: not repeats(text), rollouts),
 }
 
 
@@ -98,43 +100,46 @@ def reward_names(expression: str) -> set[str]:
     return {name for _, name, _ in reward_terms(expression)}
 
 
-def reward(expression: str, rollouts: Rollouts) -> torch.Tensor:
-    """Rewards [P, n], 0 or 1: those of all terms at once; `!` before a term turns it round."""
-    values = [(negated, REWARDS[name](rollouts, value)) for negated, name, value in reward_terms(expression)]
-    return torch.stack([1 - x if negated else x for negated, x in values]).prod(0)
+def compute_rewards(expression: str, rollouts: Rollouts) -> torch.Tensor:
+    """Rewards [P, n]: the product of all terms; `!` before a term makes it 1 minus its value."""
+    product = torch.ones(len(rollouts.problems), rollouts.n)
+    for negated, name, value in reward_terms(expression):
+        term = REWARDS[name](rollouts, value)
+        product = product * (1 - term if negated else term)
+    return product
 
 
 def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[str]:
-    """The label of each problem by vote over cfg.votes responses of the sampler's model; kept in `file`, line by line,
-    so that what has been voted on is not voted on again."""
+    """The label of each problem, by the vote of cfg.votes responses of the sampler's model. The labels are kept in
+    `file`, line by line, so that no problem is voted on twice."""
     lines = file.read_text().splitlines(True) if file.exists() else []
     labels = [json.loads(line)["label"] for line in lines if line.endswith("\n")]
     size = max(1, 4096 // cfg.votes)
-    for i in tqdm(range(len(labels), len(pool), size), desc="voting", leave=False, disable=rank() > 0):
-        part = pool[i : i + size]
-        texts = decode(generate(sampler, part, cfg.votes, i, cfg.seed + 2**41, cfg), tokenizer)
+    for i in tqdm(range(len(labels), len(pool), size), desc="voting", leave=False, disable=rank() > 0 or None):
+        how = dict(seed=cfg.seed + 2**41, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, first=i)
+        texts = decode(generate(sampler, pool[i : i + size], cfg.votes, **how).responses, tokenizer)
         labels += [vote(texts[j : j + cfg.votes]) for j in range(0, len(texts), cfg.votes)]
         if rank() == 0:
-            rows = [dict(problem=p["problem"], answer=p["answer"], label=x) for p, x in zip(pool, labels)]
+            rows = [dict(problem=p["problem"], answer=p.get("answer"), label=x) for p, x in zip(pool, labels)]
             partial = file.with_suffix(".tmp")
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
             partial.rename(file)
     return labels[: len(pool)]
 
 
-def labelled(problems: list[dict], cfg, file: Path, started: bool, sampler, tokenizer) -> list[dict]:
-    """The problems that a run will need, labelled by the vote of the sampler's model; without those that have no label,
-    and for the reward `incorrect` without those whose label is right. Raises ValueError if none is left. A run that had
-    started must do with the labels in the file: its policy is no longer the one to ask."""
+def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, tokenizer, check=None) -> list[dict]:
+    """The problems that a run will need, with a `label` by the vote of the sampler's model; without those that got no
+    label, and for the reward `incorrect` without those whose label is right. A resumed run has only the labels in the
+    file: its policy is no longer the initial model, whose vote it should be. Raises ValueError if no problem is left."""
     count = min(len(problems), cfg.steps * cfg.prompts_per_step)
-    if started:
+    if resumed:
         count = len(file.read_text().splitlines()) if file.exists() else 0
     pool = draw(problems, 0, count, cfg.seed)
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]
     if "incorrect" in reward_names(cfg.reward):
-        right = verified([f"\\boxed{{{p['label']}}}" for p in kept], [p["answer"] for p in kept])
-        kept = [p for p, x in zip(kept, right) if not x]
+        right, _ = score([f"\\boxed{{{p['label']}}}" for p in kept], kept, check)
+        kept = [p for p, x in zip(kept, right) if x <= 0.5]
     say(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
     if not kept:
         raise ValueError(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data or votes")

@@ -1,16 +1,12 @@
-"""The processes of a run, torchrun's or one alone: how they find each other, speak with one voice, and refuse input."""
+"""The processes of a run: torchrun's, or one alone."""
 
 import atexit
-import contextlib
 import os
 import sys
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-
-if torch.version.cuda is None:  # builds for CUDA that another package pulled in would break `import transformers`
-    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
 
 
 def world() -> int:
@@ -24,7 +20,8 @@ def rank() -> int:
 
 
 def start_processes() -> str:
-    """Join torchrun's process group, if there is one; the device. A lone GPU gets a group too: FSDP asks for one."""
+    """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu". A lone GPU gets a group of
+    its own, because FSDP needs one."""
     cuda = torch.cuda.is_available()
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
@@ -42,23 +39,8 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     return tensor
 
 
-def fail(message: str):
-    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
-    raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def bad_input(where="", kinds=(OSError, ValueError)):
-    """Errors of these kinds inside are bad input: fail() with where and their first line."""
-    try:
-        yield
-    except kinds as error:
-        fail(where + str(error).splitlines()[0])
-
-
 def say(message: str):
-    """Print on rank 0, above the progress bar."""
+    """Print on rank 0, above the progress bar if there is one."""
     if rank() == 0:
         tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Problems: data sets by alias, hub id or file, the prompt templates, and the order in which a run draws problems."""
+"""Problems: data sets by alias, hub id or file; prompt templates; the order in which a run draws problems."""
 
 import json
 from collections import Counter
@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from processes import rank, say  # before tiny imports transformers, which it prepares
 import tiny
-from answers import gold_answer, last_boxed
+from core.answers import gold_answer, last_boxed
+from core.processes import rank, say
 
-# name: the prompt's text; or the turns of the model's own chat template, (system, user), and perhaps the beginning of
-# the response, which then belongs to the prompt
 _SOBER = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
     "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) "
@@ -24,6 +22,8 @@ _R1 = (
     "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
 )
+# name: the text of the prompt; or turns for the model's own chat template: (system, user), and sometimes a third entry,
+# the beginning of the response, which then belongs to the prompt.
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
@@ -34,21 +34,28 @@ TEMPLATES = {
     "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
     "python": (None, "{problem}", "Let's solve this using Python."),  # a forced prefix, arXiv 2506.10947
 }
-DATA = {  # alias: path, name and split of datasets.load_dataset
-    "numina-math": ("ScaleML-RLHF/numina_math",),
-    "math": ("DigitalLearningGmbH/MATH-lighteval",),
-    "gsm8k": ("openai/gsm8k", "main"),
-    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset",),
-    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k",),
+# alias: path, name and split of datasets.load_dataset; the built-in problems have a split alone. NAME-test is what a
+# benchmark called NAME means.
+DATA = {
+    "tiny": (None, None, "train"),
+    "tiny-test": (None, None, "test"),
+    "tiny-hard": (None, None, "hard"),
+    # for training
+    "numina-math": ("ScaleML-RLHF/numina_math", None, "train"),
+    "math": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
+    "gsm8k": ("openai/gsm8k", "main", "train"),
+    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
+    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k", None, "train"),
     # benchmarks
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
-    "minerva": ("knoveleng/Minerva-Math",),
-    "olympiadbench": ("knoveleng/OlympiadBench",),
-    "aime24": ("HuggingFaceH4/aime_2024",),
-    "aime25": ("yentinglin/aime_2025",),
-    "amc23": ("knoveleng/AMC-23",),
     "gsm8k-test": ("openai/gsm8k", "main", "test"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "minerva": ("knoveleng/Minerva-Math", None, "train"),
+    "olympiadbench": ("knoveleng/OlympiadBench", None, "train"),
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),
+    "aime25": ("yentinglin/aime_2025", None, "train"),
+    "amc23": ("knoveleng/AMC-23", None, "train"),
 }
+BUILT_IN = dict(train=10_000, test=1_000, hard=1_000)  # problems of each split of the built-in world
 
 
 def render(problem: str, template: str, tokenizer) -> str:
@@ -72,9 +79,9 @@ def encode(problem: str, template: str, tokenizer, after: str = "") -> dict:
 
 def read_rows(name: str):
     """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
-    if name in ("tiny", "tiny-test", "tiny-hard"):
-        split = name.partition("-")[2] or "train"
-        yield from enumerate(tiny.problems(split, 10_000 if split == "train" else 1_000))
+    path, config, split = DATA.get(name, (name, None, "train"))
+    if path is None:
+        yield from enumerate(tiny.problems(split, BUILT_IN[split]))
     elif name.endswith(".jsonl"):
         with open(name, "rb") as file:
             for place, line in enumerate(file, 1):
@@ -87,17 +94,42 @@ def read_rows(name: str):
     else:
         import datasets  # here, because the import takes a second
 
-        kind = Path(name).suffix[1:] if name.endswith((".csv", ".parquet")) else ""
+        file = dict(data_files=name) if name.endswith((".csv", ".parquet")) else {}
         try:
-            path, config, part = (*DATA.get(name, (kind or name,)), None, None)[:3]
-            source = datasets.load_dataset(path, config, data_files=name if kind else None, split=part or "train")
+            source = datasets.load_dataset(Path(name).suffix[1:] if file else path, config, split=split, **file)
         except Exception as error:  # the library has many kinds
-            raise ValueError(f"data {name}: {str(error).splitlines()[0]} ({type(error).__name__})") from None
+            what = f"{path} could not be downloaded: " if name in DATA and not Path(path).exists() else ""
+            reason = f"{str(error).splitlines()[0]} ({type(error).__name__})"
+            raise ValueError(f"data {name}: {what}{reason}") from None
         yield from enumerate(source, 1)
 
 
-def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
-    """Problems as dicts with problem, answer (gold), text (the prompt) and prompt (its token ids); limit 0: all.
+# The columns that may hold the problem and the gold answer; of several, the first counts.
+PROBLEM = ("problem", "question", "prompt")
+ANSWER = ("answer", "final_answer", "ground_truth", "solution")
+
+
+def problem_of(row: dict) -> str:
+    """The text of the problem in a row that has one of the columns PROBLEM; "" if it is empty."""
+    problem = row[next(name for name in PROBLEM if name in row)]
+    if isinstance(problem, list) and problem and isinstance(problem[-1], dict):  # the turns of a chat
+        problem = problem[-1].get("content")
+    return str(problem or "")
+
+
+def answer_of(row: dict) -> str:
+    """The gold answer in a row that has one of the columns ANSWER; "" if it names none."""
+    column = next(name for name in ANSWER if name in row)
+    text = str(row[column])
+    if column == "solution" and last_boxed(text) is None and "####" not in text:
+        return ""  # a proof, or prose
+    return gold_answer(row[column], row.get("unit"))
+
+
+def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True) -> list[dict]:
+    """Problems as dicts: all columns of the row, and problem, answer (gold), text (the prompt) and prompt (its token
+    ids). limit 0: all. graded False: a check of the user's own does the grading, so a row needs no answer, and one that
+    it has is left as it is.
 
     Rows without a usable answer and rows whose prompt is over cfg.max_prompt_tokens are dropped and counted. Raises
     OSError or ValueError: one line that says what is wrong where."""
@@ -106,27 +138,22 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0) -> list[dict]:
         raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
     if name.endswith((".jsonl", ".csv", ".parquet")) and not Path(name).is_file():
         raise ValueError(f"data {name}: no such file; check the path")
-    for place, row in tqdm(read_rows(name), desc=f"reading {name}", delay=5, leave=False, disable=rank() > 0):
+    for place, row in tqdm(read_rows(name), f"reading {name}", delay=5, leave=False, disable=rank() > 0 or None):
         row = row if isinstance(row, dict) else {}
         if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
             row = row["reward_model"] | row
-        problem = next((k for k in ("problem", "question", "prompt") if k in row), None)
-        answer = next((k for k in ("answer", "final_answer", "ground_truth", "solution") if k in row), None)
-        if problem is None or answer is None:
+        if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
             raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
                              "prompt) and answer (or final_answer, ground_truth, solution)")  # fmt: skip
-        worked, problem = answer == "solution", row[problem]
-        if isinstance(problem, list) and problem and isinstance(problem[-1], dict):  # the turns of a chat
-            problem = problem[-1].get("content")
-        problem, answer = str(problem or ""), row[answer]
-        if worked and last_boxed(str(answer)) is None and "####" not in str(answer):
-            answer = None  # a proof, or prose: it names no answer
-        answer = gold_answer(answer, row.get("unit")) if problem else ""
+        problem, answer = problem_of(row), answer_of(row) if graded else row.get("answer")
+        if not problem or graded and not answer:
+            dropped["without a problem or a usable answer"] += 1
+            continue
         encoded = encode(problem, cfg.template, tokenizer, getattr(cfg, "prefix", ""))
-        if answer and len(encoded["prompt"]) <= longest:
-            problems.append(encoded | dict(answer=answer))
-        else:
-            dropped[f"with a prompt over {longest} tokens" if answer else "without a problem or a usable answer"] += 1
+        if len(encoded["prompt"]) > longest:
+            dropped[f"with a prompt over {longest} tokens"] += 1
+            continue
+        problems.append(row | encoded | dict(answer=answer))
         if len(problems) == limit > 0:
             break
     if not problems:

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # a worker; the training process imports none of it
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 else:
-    from answers import LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
+    from core.answers import LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 MEMORY = 400 * 2**20  # bytes of address space of a worker, which needs a fifth of that

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import warnings
-from importlib import metadata
 
 import numpy as np
 import torch
@@ -22,8 +21,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from processes import rank, say, world  # before transformers, whose import it prepares
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+from core.config import bad_input
+from core.processes import rank, say, world
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -76,6 +77,8 @@ class TorchSampler:
 
     Every response draws from a random stream of its own, one uniform a token, inverse CDF: a rollout depends neither on
     the batch that it is decoded in nor on the number of processes. In fp32 its logprobs are the trainer's: `exact`."""
+
+    asleep = False
 
     def __init__(self, policy, eos: set[int], cache_tokens: int = 2**17):
         config = copy.deepcopy(policy.lm.config)  # the model's attention function is kept in it
@@ -300,10 +303,8 @@ def choose_sampler(cfg):
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
 
 
-def describe(policy, sampler) -> dict:
-    """What tells these weights, this engine and this machine from others; all ranks together."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
-    versions |= {} if isinstance(sampler, TorchSampler) else dict(vllm=sampler.version)
-    return dict(weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
-                dtype=str(policy.dtype), engine=type(sampler).__name__, processes=world(),
-                hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip
+def new_sampler(kind, policy, tokenizer):
+    """A sampler of this kind, see choose_sampler, that stops at the end tokens of model and tokenizer."""
+    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
+    with bad_input():
+        return kind(policy, {tokenizer.eos_token_id, *ends.tolist()})

@@ -1,0 +1,150 @@
+"""From the command line to a configuration: its fields, the table of models, and how bad input is refused."""
+
+import argparse
+import contextlib
+import difflib
+import importlib.util
+import os
+import sys
+from dataclasses import field, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+def fail(message: str):
+    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def bad_input(where="", kinds=(OSError, ValueError)):
+    """Errors of these kinds inside are bad input: fail() with `where` and the first line of the error."""
+    try:
+        yield
+    except kinds as error:
+        fail(where + str(error).splitlines()[0])
+
+
+def advise_on_memory(kind, error, trace, show=sys.excepthook):
+    """Python's own report of an error, and if GPU memory ran out, which flags to lower."""
+    show(kind, error, trace)
+    if issubclass(kind, torch.OutOfMemoryError):
+        print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
+              "--offload true", file=sys.stderr)  # fmt: skip
+
+
+sys.excepthook = advise_on_memory
+
+
+# ------------------------------------------------------------------------------------------------ models
+ROOT = Path(__file__).parents[1]
+# alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
+_TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
+             max_new_tokens=64, tokens_per_micro=8192, reference=True)  # fmt: skip
+_REAL = dict(template="cot", eval_data="math500", eval_every=20, save_every=20, keep=2)
+_SHORT = dict(max_new_tokens=3072)  # with 1,024 prompt tokens this fills a context of 4,096
+MODELS = {
+    "tiny": (str(ROOT / "models/tiny"), _TINY),
+    "tiny-badcode": (str(ROOT / "models/tiny-badcode"), _TINY),
+    "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", _REAL | _SHORT | dict(template="qwen-math")),
+    "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", _REAL | _SHORT | dict(template="qwen-math")),
+    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", _REAL),
+    "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", _REAL),
+    "qwen2.5-3b": ("Qwen/Qwen2.5-3B", _REAL),
+    "qwen2.5-7b": ("Qwen/Qwen2.5-7B", _REAL),
+    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", _REAL),
+    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", _REAL),
+    "olmo-2-7b": ("allenai/OLMo-2-1124-7B", _REAL | _SHORT | dict(template="plain")),
+    "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", _REAL | dict(max_new_tokens=8192)),
+    "r1-distill-qwen-7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", _REAL | dict(max_new_tokens=8192)),
+}
+
+
+def find_model(name: str, flag: str) -> tuple:
+    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
+    source = MODELS.get(name, (name,))[0]
+    try:
+        if "/" not in source and not Path(source).is_dir():
+            raise OSError("no such folder")
+        return source, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason, near = str(error).splitlines()[0], difflib.get_close_matches(name, MODELS, 1, 0.5)
+        if name in MODELS:
+            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, or give a local folder")
+        hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
+        fail(f"--{flag} {name}: {reason}; {hint}")
+
+
+# ------------------------------------------------------------------------------------------------ flags
+class Number(argparse.Action):
+    """Stores a number. Its bounds are for check_bounds(); argparse hands them to whatever stores the value."""
+
+    def __init__(self, *names, least, above, most, **how):
+        super().__init__(*names, **how)
+
+    def __call__(self, parser, namespace, value, flag=None):
+        setattr(namespace, self.dest, value)
+
+
+def arg(default, help: str, least=None, above=None, most=None):
+    """A field of Config: its default, the line that --help shows, and for a number its bounds: it must be at least
+    `least`, above `above`, at most `most` (None: no such bound)."""
+    bounds = dict(action=Number, least=least, above=above, most=most)
+    bounds = {} if (least, above, most) == (None, None, None) else bounds
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **bounds})  # argparse formats the help
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """--help with every default, and the script's docstring as it stands."""
+
+
+def check_bounds(cfg):
+    """fail() if a number of a configuration is outside the bounds of its field, or is not a number."""
+    for item in fields(cfg):
+        value, (least, above, most) = getattr(cfg, item.name), map(item.metadata.get, ("least", "above", "most"))
+        if least is not None and not value >= least:
+            fail(f"--{item.name} {value}: must be {least} or above")
+        if above is not None and not value > above:
+            fail(f"--{item.name} {value}: must be above {above}")
+        if most is not None and not value <= most:
+            fail(f"--{item.name} {value}: must be {most} or below")
+
+
+def parse(config_class, doc: str, argv: list[str] | None = None):
+    """The resolved configuration: the defaults of the class, over them those of the model's alias, over them explicit
+    flags. A class can have `on_tiny`, a dict of defaults of its own for the built-in models."""
+    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    argv = sys.argv[1:] if argv is None else argv
+    model = parser.parse_known_args([flag for flag in argv if flag not in ("-h", "--help")])[0].model
+    defaults = dict(MODELS[model][1]) if model in MODELS else {}
+    if model.startswith("tiny"):
+        defaults |= getattr(config_class, "on_tiny", {})
+    names = {item.name for item in fields(config_class)}  # eval.py has fewer
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name in names})
+    cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
+    check_bounds(cfg)
+    cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
+    return cfg
+
+
+def find_check(file: str):
+    """The function check(response, problem) -> score of a Python file; None for ""."""
+    if not file:
+        return None
+    try:
+        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+        return module.check
+    except Exception as error:  # whatever somebody else's file raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        fail(f"--check {file}: {reason}; give a Python file that defines check(response, problem)")

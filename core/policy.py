@@ -1,0 +1,237 @@
+"""The trainable model: where the memory and the time of training go.
+
+  pack     sequences stand end to end in one row, without padding (packing.py)
+  chunks   the logits of the vocabulary exist for a chunk of tokens at a time, never for the whole micro-batch
+  shards   under torchrun the parameters, gradients and optimizer state are split over the ranks (FSDP2)
+  plan     every rank computes the same token-balanced micro-batches and takes its own column
+  update   the weights of the token losses come from the global batch, so neither the micro-batches nor the number of
+           ranks changes a gradient
+"""
+
+import heapq
+import math
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict as dcp_state
+import torch.nn as nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core.packing import Pack
+from core.processes import all_reduce, rank, world
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when a lone process saves a checkpoint
+
+
+# ------------------------------------------------------------------------------------------------ plan
+def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[list[int]]]:
+    """Token-balanced micro-batches: result[m][r] lists the units (rows, or groups of rows that stay together) of
+    micro-batch m on rank r, the longest first.
+
+    Every rank computes the same plan, and all ranks run the same number of micro-batches. Greedy: units go, from the
+    longest to the shortest, to the emptiest of ranks x M bins, where M is the smallest number that respects the budget.
+    A unit longer than the budget gets a bin of its own. A bin can be empty: its rank then runs a unit of weight 0.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
+    while True:
+        heap, bins = [(0, b) for b in range(micros * ranks)], [[] for _ in range(micros * ranks)]
+        for i in order:
+            load, b = heap[0]
+            bins[b].append(i)
+            heapq.heapreplace(heap, (load + lengths[i], b))
+        if all(load <= tokens_per_micro or len(bins[b]) == 1 for load, b in heap):
+            break
+        micros = max(micros + 1, math.ceil(micros * 1.02))
+    by_load = sorted(heap, key=lambda item: (-item[0], item[1]))  # bins of similar load run at the same time
+    micro_batches = [[bins[b] for _, b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
+    return [row[::-1] if m % 2 else row for m, row in enumerate(micro_batches)]  # every rank gets large and small bins
+
+
+# ------------------------------------------------------------------------------------------------ the policy
+class Policy(nn.Module):
+    """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
+    A `batch` is a rollout.Batch: prompts and responses (token ids), and per-token values laid end to end.
+
+    model: a local folder or hub id. vocab: ids from here on don't exist for the tokenizer; they get no probability.
+    temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
+    blocks compute in bf16, reduce gradients in fp32 and recompute their activations in the backward pass.
+    shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
+    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block.
+    """
+
+    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
+                 shard_size=0, offload=False, compile=False):  # fmt: skip
+        super().__init__()
+        config = AutoConfig.from_pretrained(model)
+        for name, value in config.to_dict().items():  # with dropout the ratio would not be 1 in the first update
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+        self.lm = self.load(model, config, dtype=torch.float32, attn_implementation="packed")
+        full = self.state_dict()
+        self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
+        self.device = torch.device(device)
+        self.chunk_logits = 2**27 if self.device.type == "cuda" else 2**24  # logits that exist at a time, in elements
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.sharded = dist.is_initialized()
+        self.requires_grad_(lr is not None).train(lr is not None)
+        if self.device.type == "cuda":
+            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+        if compile:
+            for block in self.blocks():
+                block.compile()
+        offload = offload and self.device.type == "cuda"
+        if self.sharded:
+            size = shard_size or world()
+            shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
+            mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+            how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
+                       offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
+            for block in self.blocks():
+                fully_shard(block, **how)
+            fully_shard(self, **how)  # embedding and head in one unit: they may be tied
+        self.place(full, "cpu" if offload else self.device)
+        del full
+        if lr is not None:
+            self.optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=weight_decay, fused=True)
+            for p in self.parameters():  # the state exists from the start, also in a checkpoint before the first update
+                step = torch.zeros((), device=p.device)
+                self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+    def load(self, model, config, kind=AutoModelForCausalLM, **how):
+        """The transformers model, whose weights rank 0 alone reads. A critic overrides this and head()."""
+        if rank() == 0:
+            lm = kind.from_pretrained(model, config=config, use_safetensors=True, **how)
+        else:
+            with torch.device("meta"):
+                lm = kind.from_config(config, **how)
+        if world() > 1:
+            found = [getattr(lm, "generation_config", None)]  # from a file that from_config does not read
+            dist.broadcast_object_list(found, 0)  # the other ranks wait here until rank 0 has read, or downloaded
+            lm.generation_config = found[0]
+        return lm
+
+    def place(self, full: dict, device):
+        """Move the shards to their device. Rank 0 hands out its weights, `full`, tensor by tensor, and each rank keeps
+        its shards of them: only the host of rank 0 needs room for a whole model."""
+        self.to(device) if rank() == 0 else self.to_empty(device=device)
+        if world() > 1:
+            self.lm.tie_weights()  # to_empty has separated them
+            how = dcp_state.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            dcp_state.set_model_state_dict(self, full, options=how)
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
+
+    def blocks(self):
+        """The transformer blocks, in order."""
+        names = set(self.lm._no_split_modules or [])
+        return [module for module in self.lm.modules() if type(module).__name__ in names]
+
+    def forward(self, pack: Pack, entropy_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprob and entropy [N] (nats) of the pack's response tokens under softmax(logits / temperature)."""
+        hidden = self.lm.base_model(
+            input_ids=pack.ids, position_ids=pack.positions, attention_mask=None, use_cache=False, pack=pack
+        )[0][0].index_select(0, pack.at)
+        size = max(1, self.chunk_logits // self.lm.config.vocab_size)
+        chunks = list(zip(hidden.split(size), pack.targets.split(size)))
+        run = lambda *x: checkpoint(self.head, *x, use_reentrant=False) if len(chunks) > 1 else self.head(*x)
+        logprobs, entropies = zip(*[run(x, y, entropy_grad) for x, y in chunks])
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def head(self, hidden, targets, entropy_grad):
+        """From the hidden states [N, hidden] that predict the tokens `targets` [N] to the two results of forward."""
+        logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
+        logits = logits / self.temperature if self.temperature != 1 else logits
+        logp = logits.log_softmax(-1)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, targets[:, None])[:, 0], entropy
+
+    def _micros(self, batch):
+        """This rank's micro-batches: (pack, rows, 1.0); (pack, rows, 0.0) is a stand-in where this rank has no work."""
+        lengths = np.array(batch.lengths())
+        for column in plan([int(lengths[unit].sum()) for unit in batch.units], self.tokens_per_micro, world()):
+            units = column[rank()]
+            rows = [row for unit in units or [0] for row in batch.units[unit]]
+            yield Pack(batch, rows, self.device), rows, float(bool(units))
+
+    @torch.no_grad()
+    def logprobs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprob and entropy [N] of every response token of the batch, on every rank, without gradient."""
+        out = torch.zeros(2, int(batch.ends[-1]))
+        for pack, rows, real in self._micros(batch):
+            both = torch.stack(self(pack)).float().cpu()
+            if real:
+                out[:, batch.token_index(rows)] = both
+        return tuple(all_reduce(out))
+
+    def update(self, batch, token_loss, max_grad_norm=1.0, entropy_grad=False, lr=None) -> dict[str, float]:
+        """One optimizer step on loss = sum over tokens of batch.values["weight"] x token_loss.
+
+        token_loss(new, entropy, tokens) -> (loss [T], stats). `tokens` has the batch's values as attributes, cut to the
+        T tokens of the micro-batch; response [T], the number of the token's response in the micro-batch, 0..B-1; and
+        position [T], its place in that response. stats are sums over tokens, except for names that end in _max, which
+        are maxima. Returns the stats over all ranks, with loss and grad_norm. grad_norm is not finite when the update
+        had to be skipped. lr: the learning rate from now on.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] if lr is None else lr
+        totals, maxima = {"loss": torch.zeros((), device=self.device)}, {}
+        for pack, rows, real in self._micros(batch):
+            index, lengths = batch.token_index(rows), (batch.ends - batch.starts)[rows]
+            tokens = {name: value[index] for name, value in batch.values.items()}
+            tokens["response"] = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
+            tokens["position"] = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
+            tokens = SimpleNamespace(**{name: value.to(self.device) for name, value in tokens.items()})
+            new, entropy = self(pack, entropy_grad)
+            losses, stats = token_loss(new, entropy, tokens)
+            loss = real * (tokens.weight * losses).sum()
+            (loss * world() if self.sharded else loss).backward()  # FSDP averages over the ranks; we want the sum
+            for name, value in dict(stats, loss=loss.detach()).items():
+                if name.endswith("_max"):
+                    maxima[name] = torch.maximum(maxima.get(name, value), value)
+                else:
+                    totals[name] = totals.get(name, 0) + real * value
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(self.parameters(), max_grad_norm, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        flat = lambda x: torch.tensor([float(value) for value in x.values()], dtype=torch.float64)
+        sums, peaks = all_reduce(flat(totals)), all_reduce(flat(maxima), dist.ReduceOp.MAX)
+        return dict(zip([*totals, *maxima], [*sums.tolist(), *peaks.tolist()]), grad_norm=norm.item())
+
+    # -------------------------------------------------------------------------------------------- weights and files
+    def weights(self):
+        """(name, tensor) of every parameter, gathered one at a time: all ranks have to walk through it together."""
+        for name, parameter in self.lm.named_parameters():
+            yield name, (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
+
+    def save_pretrained(self, folder):
+        """A Hugging Face model folder, in the compute precision; gathered tensor by tensor, written by rank 0."""
+        state = {name: tensor.to("cpu", self.dtype, copy=True) for name, tensor in self.weights() if rank() == 0}
+        if rank() == 0:
+            with torch.device("meta"):  # a shell without memory, so that config.json names the saved precision
+                shell = AutoModelForCausalLM.from_config(self.lm.config, dtype=self.dtype)
+            shell.generation_config = self.lm.generation_config
+            shell.save_pretrained(folder, state_dict=state)
+
+    def save_state(self, folder):
+        """Masters and optimizer, each rank its own shard; can be loaded with another number of ranks."""
+        model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
+
+    def load_state(self, folder):
+        """The inverse of save_state, exact to the bit. Raises when the folder is broken."""
+        model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
+        state = {"model": model, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=folder)
+        dcp_state.set_state_dict(self, self.optimizer, model_state_dict=state["model"],
+                                 optim_state_dict=state["optimizer"])  # fmt: skip

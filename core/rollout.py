@@ -1,0 +1,248 @@
+"""Rollouts: the batch of prompts and responses, the same on every process; how it is sampled, graded, and split into
+the batches of the updates."""
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import core.verify as grading
+from core.processes import all_reduce, rank, say, world
+from core.sampler import streams
+from core.verify import extract, last_boxed, verify_all
+
+
+# ------------------------------------------------------------------------------------------------ containers
+@dataclass
+class Batch:
+    """B responses with their prompts (token ids). `values` are per-token tensors [N], N = all response tokens, laid end
+    to end in the order of `responses` (for example old, adv, weight). `units` are lists of rows which micro-batches
+    never part, such as the two responses of a preference pair; by default each row is a unit of its own."""
+
+    prompts: list[np.ndarray]
+    responses: list[np.ndarray]
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    units: list[list[int]] | None = None
+
+    def __post_init__(self):
+        self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
+        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+        self.units = self.units or [[row] for row in range(len(self.responses))]
+
+    def token_index(self, rows) -> torch.Tensor:
+        """Positions in `values` of the response tokens of `rows`, in the order of `rows`."""
+        spans = [np.arange(self.starts[i], self.ends[i]) for i in rows]
+        return torch.from_numpy(np.concatenate(spans or [np.zeros(0, dtype=np.int64)]))
+
+    def select(self, rows, units=None) -> "Batch":
+        """The batch of these rows alone, per-token values included."""
+        index = self.token_index(rows)
+        values = {name: value[index] for name, value in self.values.items()}
+        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row, prompt and response together."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+
+
+class Rollouts:
+    """A global batch, the same on every rank: P problems, n responses each.
+
+      problems   P dicts: the columns of the data set's row, and problem, answer, text (the prompt), prompt (its ids)
+      responses  P x n tuples (ids, sampler's logprobs, entropies, finished); row i * n + j is response j of problem i
+      lengths    tokens of each response, [P, n]
+      on_policy  [P, n] bool: sampled by the current policy at the training temperature. The others (a teacher's, or
+                 replayed ones) touch neither `mismatch` nor the truncated importance weight
+      tokens     per-token values [N], responses end to end: `sampler` and `entropy`, after old_logprobs() also `old`
+                 and `ref`, and whatever an algorithm adds: tokens.NAME = ... is tokens.NAME in token_loss
+      keys       the random stream of each response, [P x n]
+
+    grade() adds texts (P x n strings), scores, correct and boxed, each [P, n]."""
+
+    def __init__(self, problems: list[dict], responses: list[tuple], keys=None, on_policy=None):
+        if not problems or len(responses) % len(problems):
+            raise ValueError(f"{len(responses)} responses to {len(problems)} problems: give the same number to each")
+        self.problems, self.responses, self.n = problems, list(responses), len(responses) // len(problems)
+        self.keys = np.zeros(len(responses), dtype=np.uint64) if keys is None else keys
+        self.on_policy = torch.ones(len(problems), self.n, dtype=torch.bool) if on_policy is None else on_policy
+        self.labels = None
+        ids, logprobs, entropies, self.finished = zip(*responses)
+        self.lengths = torch.tensor([len(x) for x in ids]).view(-1, self.n)
+        join = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.float32, copy=False))
+        self.tokens = SimpleNamespace(sampler=join(logprobs), entropy=join(entropies))
+        prompts = [p["prompt"] for p in problems for _ in range(self.n)]
+        self.batch = Batch(prompts, list(ids), vars(self.tokens))
+
+    def __add__(self, other: "Rollouts") -> "Rollouts":
+        """The rollouts of both, which have the same number of responses per problem; not graded yet."""
+        on_policy = torch.cat([self.on_policy, other.on_policy])
+        keys = np.concatenate([self.keys, other.keys])
+        return Rollouts(self.problems + other.problems, self.responses + other.responses, keys, on_policy)
+
+    def per_token(self, x: torch.Tensor) -> torch.Tensor:
+        """Values of responses [P, n], each repeated over the tokens of its response, [N]."""
+        return x.flatten().repeat_interleave(self.lengths.flatten())
+
+    def stats(self) -> dict:
+        """Means over all sampled responses, whatever is kept of them."""
+        mean = lambda x: float(np.mean(np.array(x, dtype=float)))
+        right, metrics = self.correct, {}
+        if self.labels:
+            boxes = [f"\\boxed{{{label}}}" for label in self.labels]
+            metrics["label_accuracy"] = mean(score(boxes, self.problems, self.check)[0] > 0.5)
+        if self.check:
+            metrics["check_errors"] = self.check_errors
+        return metrics | dict(
+            accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)), boxed=mean(self.boxed),
+            length=mean(self.lengths), truncated=1 - mean(self.finished), entropy=mean(self.tokens.entropy),
+            verify_timeouts=self.timeouts)  # fmt: skip
+
+    def show(self, row: int, tokenizer) -> dict:
+        """One rollout in words."""
+        problem, text = self.problems[row // self.n], tokenizer.decode(self.batch.responses[row])
+        return dict(prompt=problem["text"], response=text, answer=problem.get("answer"),
+                    correct=bool(self.correct.flatten()[row]), finished=self.finished[row])  # fmt: skip
+
+    def rows(self, seed: int = 0, first: int = 0) -> list[dict]:
+        """All graded rollouts as an evaluation saves them, one row per response; the first problem is number `first`.
+        With a check of the user's own, the problem's columns are saved too, because grading again may need them."""
+        rows = []
+        for row, text in enumerate(self.texts):
+            (i, j), problem = divmod(row, self.n), self.problems[row // self.n]
+            columns = {name: x for name, x in problem.items() if name not in ("prompt", "text")} if self.check else {}
+            rows.append(columns | dict(
+                problem_id=first + i, seed=seed, sample=j, problem=problem["problem"], gold=problem.get("answer"),
+                after=problem.get("after", ""), response=text, extracted=extract(text),
+                correct=bool(self.correct[i, j]), tokens=int(self.lengths[i, j]),
+                finish="stop" if self.finished[row] else "length"))  # fmt: skip
+        return rows
+
+
+# ------------------------------------------------------------------------------------------------ sampling
+def gather(own: list, count: int) -> list:
+    """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
+    parts = [own]
+    if world() > 1:
+        parts = [None] * world()
+        dist.all_gather_object(parts, own)
+    out = [None] * count
+    for i, part in enumerate(parts):
+        out[i :: len(parts)] = part
+    return out
+
+
+def generate(sampler, problems: list[dict], n: int, seed: int, max_new_tokens: int, temperature: float, first: int = 0,
+             top_p: float = 1.0) -> Rollouts:  # fmt: skip
+    """n responses to each problem, on every rank; each rank samples its share. Random streams are keyed by `seed` and
+    by the number of the problem in the run: that of problems[0] is `first`."""
+    mine = range(rank(), len(problems), world())
+    prompts, numbers = [problems[i]["prompt"] for i in mine], [first + i for i in mine]
+    own = sampler.sample(prompts, n, numbers, seed, max_new_tokens, temperature, quiet=rank() > 0, top_p=top_p)
+    groups = gather([own[i : i + n] for i in range(0, len(own), n)], len(problems))
+    keys = streams(seed, range(first, first + len(problems)), n)
+    return Rollouts(problems, [response for group in groups for response in group], keys)
+
+
+# ------------------------------------------------------------------------------------------------ grading
+def decode(responses: list[tuple], tokenizer) -> list[str]:
+    """The texts of responses, on every rank; each rank decodes its share."""
+    own = [ids for ids, *_ in responses[rank() :: world()]]
+    return gather(tokenizer.batch_decode(own, skip_special_tokens=True), len(responses))
+
+
+def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
+    """1 where a response is right, else 0, float [len(texts)], on every rank; each rank verifies its share."""
+    own = verify_all(list(zip(texts, golds))[rank() :: world()])
+    return torch.tensor(gather(own, len(texts))).float()
+
+
+def apply_check(check, text: str, problem: dict) -> tuple[float, str]:
+    """The score that a check of the user's own gives, and the error that it raised, if any, which makes the score 0."""
+    try:
+        value = float(check(text, problem))
+        return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")
+    except Exception as error:  # whatever somebody else's code raises
+        return 0.0, f"it raised {type(error).__name__}: {error}"
+
+
+reported = set()  # checks whose first error has been shown
+
+
+def score(texts: list[str], problems: list[dict], check=None) -> tuple[torch.Tensor, int]:
+    """(scores [len(texts)], errors of the check): check(text, problem), or without a check 1 where a text's answer is
+    verified and 0 elsewhere. On every rank; each rank scores its share."""
+    if check is None:
+        return verified(texts, [problem["answer"] for problem in problems]), 0
+    mine = range(rank(), len(texts), world())
+    results = gather([apply_check(check, texts[i], problems[i]) for i in mine], len(texts))
+    failed = [error for _, error in results if error]
+    if failed and check not in reported:
+        reported.add(check)
+        say(f"warning: the check failed, which counts as 0: {failed[0]} (further errors are counted: check_errors)")
+    return torch.tensor([value for value, _ in results]), len(failed)
+
+
+def grade(rollouts: Rollouts, tokenizer, check=None):
+    """Decode and score every response. Adds texts; scores [P, n], see score(); correct [P, n], 1 where the score is
+    above 1/2, else 0; and boxed [P, n], 1 where there is a box at all."""
+    rollouts.texts, rollouts.check, before = decode(rollouts.responses, tokenizer), check, grading.timeouts
+    problems = [problem for problem in rollouts.problems for _ in range(rollouts.n)]
+    scores, rollouts.check_errors = score(rollouts.texts, problems, check)
+    rollouts.scores = scores.view(-1, rollouts.n)
+    rollouts.correct = (rollouts.scores > 0.5).float()
+    rollouts.timeouts = int(all_reduce(torch.tensor(grading.timeouts - before)))
+    boxed = [last_boxed(text) is not None for text in rollouts.texts]
+    rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
+
+
+def examine(sampler, tokenizer, problems: list[dict], n: int, seed: int, cfg, first: int = 0, check=None) -> Rollouts:
+    """Graded rollouts of an evaluation. Its random streams are not those of training with the same seed."""
+    how = dict(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=getattr(cfg, "top_p", 1.0))
+    rollouts = generate(sampler, problems, n, seed + 2**40, first=first, **how)
+    grade(rollouts, tokenizer, check)
+    return rollouts
+
+
+# ------------------------------------------------------------------------------------------------ updates
+def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
+    """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
+    tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
+    lengths = torch.as_tensor(lengths)
+    divisors = dict(token=lengths.sum(), sequence=len(lengths) * lengths, constant=len(lengths) * max_new_tokens)
+    return (1 / (divisors[norm] * torch.ones(len(lengths)))).repeat_interleave(lengths)
+
+
+def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None) -> list[Batch]:
+    """The kept responses, keep [P, n], as one Batch per update, each with an equal share of the kept prompts, taken in
+    this order of the prompts (default: as sampled). adv: advantages of responses [P, n], or of tokens [N].
+    together: micro-batches don't part the kept responses of a prompt.
+
+    A kept response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be
+    empty. Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update.
+    Raises ValueError for values of another shape."""
+    batch, tokens, keep = rollouts.batch, rollouts.tokens, keep.numpy()
+    tokens.adv = (rollouts.per_token(adv) if adv.dim() > 1 else adv).float()
+    tokens.weight = torch.zeros_like(tokens.adv)
+    for name, value in vars(tokens).items():
+        if value.shape != tokens.sampler.shape:
+            raise ValueError(f"tokens.{name} has the shape {list(value.shape)}; it needs one value per response token, "
+                             f"{list(tokens.sampler.shape)}: see rollouts.per_token")  # fmt: skip
+    moves = np.logical_or.reduceat(tokens.adv.numpy() != 0, batch.starts).reshape(keep.shape)
+    moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
+    if together:
+        moves = keep & moves.any(1, keepdims=True)
+    rows, batches = np.arange(keep.size).reshape(keep.shape), []
+    prompts = [i for i in (range(len(keep)) if order is None else order) if keep[i].any()]
+    for share in np.array_split(np.array(prompts, dtype=np.int64), cfg.updates_per_step):
+        kept = rows[share][keep[share]]
+        if len(kept):
+            weights = token_weights(rollouts.lengths.flatten()[kept], cfg.loss_norm, cfg.max_new_tokens)
+            tokens.weight[batch.token_index(kept)] = weights
+        counts, units = moves[share].sum(1), None
+        if together:
+            units = [unit.tolist() for unit in np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1]) if len(unit)]
+        batches.append(batch.select(rows[share][moves[share]], units))
+    return batches
