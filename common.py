@@ -176,7 +176,8 @@ class Run:
             kind = choose_sampler(cfg)
             graded = self.check is None
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
-            self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded) if cfg.eval_data else []
+            tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded)
+            self.tests = tests or []
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         self.policy = self.new_model(lr=cfg.lr)
@@ -312,7 +313,7 @@ class Run:
             self.metrics["kl"] = kl_k3(tokens.old, tokens.ref).mean().item()
         self._lap("time_train")
 
-    def minibatches(self, rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, together=False, epochs=1, order=None):
+    def minibatches(self, rollouts: Rollouts, adv, keep, together=False, epochs=1, order=None) -> list[Batch]:
         """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, `epochs` times. An
         update with nothing to learn from is skipped and counted. together: the kept responses to a prompt stay in one
         micro-batch. order: indices of prompts, in which updates_per_step equal shares are cut (default: as sampled)."""
