@@ -128,9 +128,9 @@ def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[s
 
 
 def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, tokenizer, check=None) -> list[dict]:
-    """The problems that a run will need, with a `label` by the vote of the sampler's model. Problems without a label are
-    left out, and for the reward `incorrect` those whose label is right. A resumed run has only the labels in the file:
-    its policy is no longer the initial model, whose vote it should be. Raises ValueError if no problem is left."""
+    """The problems that a run will need, with a `label` by the vote of the sampler's model. Left out are problems that
+    got no label, and for the reward `incorrect` those whose label is right. A resumed run has only the labels in the
+    file: its policy is no longer the initial model, whose vote counts. Raises ValueError if no problem is left."""
     count = min(len(problems), cfg.steps * cfg.prompts_per_step)
     if resumed:
         count = len(file.read_text().splitlines()) if file.exists() else 0
