@@ -1,29 +1,87 @@
-"""What the tests share: torch's threads wait quietly, the hub is never asked, a small set of problems, small runs."""
+"""What all tests share: how they are handed out to processes, `--fork`, the built-in model, small runs.
+
+Nothing heavy is imported at the top, because the process that hands out the tests needs none of it."""
 
 import contextlib
+import importlib
+import importlib.util
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported: threads that spin crawl on a shared core
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests run side by side, one thread each
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network would pass here and fail elsewhere
 
-import numpy as np
-import pytest
-import torch
-
-import grpo
-import tiny
-from core.data import render
-from core.policy import Policy
-
-ROOT = Path(__file__).parents[1]
+TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
+ALGORITHMS = ["raft", "raft_pp", "reinforce_rej", "grpo", "iterative_dpo", "ppo"]
 PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
 
 
+# ------------------------------------------------------------------------------------------------ which tests, where
+def pytest_addoption(parser):
+    parser.addoption("--fork", metavar="'MINE.py [FLAGS]'", help="run what every algorithm has to pass on this script")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fork: what `pytest --fork MINE.py` runs on a script of your own")
+    if config.option.fork:
+        path, *flags = shlex.split(config.option.fork)
+        path = (config.invocation_params.dir / path).resolve()
+        if not path.is_file():
+            raise pytest.UsageError(f"--fork {config.option.fork}: there is no file {path}")
+        config.option.fork = shlex.join([str(path), *flags])
+        config.option.markexpr = "fork"
+        config.args[:] = [str(TESTS / "test_every_algorithm.py")]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Up to four processes; this one alone, which starts at once, for a single test, a single file or a fork."""
+    few = config.option.fork or len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if few or config.option.collectonly else min(4, os.cpu_count())
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes `script` runs on each of the six algorithms, or on the fork alone."""
+    if "script" in metafunc.fixturenames:
+        fork = metafunc.config.option.fork
+        names = [Path(shlex.split(fork)[0]).stem] if fork else ALGORITHMS
+        metafunc.parametrize("script", names, indirect=True, scope="session")
+
+
+# The files that take longest, first; what is not listed comes after them.
+ORDER = "test_vllm.py test_every_algorithm.py test_runs.py test_resume.py test_samplers.py test_eval.py".split()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else len(ORDER))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process gets all tests of a file, so that no fixture is made twice; of test_every_algorithm.py, all tests of
+    an algorithm, or all that need two processes. (--dist loadgroup does not work with pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            name, _, case = test.partition("[")
+            parted = "test_every_algorithm" in file
+            return ("two processes" if "two_processes" in name else case) if parted else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+# ------------------------------------------------------------------------------------------------ model and problems
 @pytest.fixture(scope="session")
 def tiny_path() -> str:
     """The folder of the built-in model."""
@@ -40,29 +98,37 @@ def tokenizer(tiny_path):
 @pytest.fixture(scope="module")
 def policy(tiny_path):
     """The built-in model without an optimizer; a module's own."""
+    from core.policy import Policy
+
     return Policy(tiny_path, "cpu", vocab=261)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prompts(tokenizer):
     """The token ids of a few built-in problems, as prompts of unequal lengths."""
+    import numpy as np
+
+    from core.data import render
+
     texts = [render(text, "chat", tokenizer) for text in PROMPTS]
     return [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 @pytest.fixture(scope="session")
 def problems_file(tmp_path_factory) -> Path:
-    """48 of the built-in training problems as a local file; all 20,000 of them take seconds to write down."""
+    """48 of the built-in training problems as a local file; all 10,000 of them take seconds to write down."""
+    import tiny
+
     file = tmp_path_factory.mktemp("data") / "problems.jsonl"
     rows = [dict(problem=row["problem"], answer=row["answer"]) for row in tiny.problems("train", 48)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
-# Eleven prompts: neither the processes nor the updates divide them. Two threads: sums are rounded as in a subprocess.
+# ------------------------------------------------------------------------------------------------ small runs
+# Eleven prompts: neither the processes nor the updates divide them.
 SMALL = "--prompts_per_step 11 --max_new_tokens 40 --eval_problems 10 --eval_every 2 --lr 3e-4".split()
 SMALL += ["--reference", "false"]
-THREADS = 2
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +142,10 @@ def train(small):
     """train(out, flags...) runs grpo.py, or another module, with these flags over the small ones, in this process; its
     exit status. `patches` replace names of the module."""
 
-    def run(out, *flags, base=small, curves=False, module=grpo, **patches) -> int:
+    def run(out, *flags, base=small, curves=False, module=None, **patches) -> int:
+        module = module or importlib.import_module("grpo")
         argv = [module.__file__, "--out", str(out), *base, *map(str, flags)]
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(THREADS)
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(mock.patch.object(sys, "argv", argv))
@@ -93,8 +158,49 @@ def train(small):
         except SystemExit as stop:
             return stop.code or 0
         finally:
-            torch.set_num_threads(threads)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------ algorithms and forks
+@pytest.fixture(scope="session")
+def script(request):
+    """An algorithm's file, or the fork: its `name`, `path` and `module`, and the `flags` that came with --fork."""
+    name, fork = request.param, request.config.option.fork
+    if not fork:
+        return SimpleNamespace(name=name, path=ROOT / f"{name}.py", module=importlib.import_module(name), flags=[])
+    path, *flags = shlex.split(fork)
+    sys.path.insert(0, str(Path(path).parent))
+    spec = importlib.util.spec_from_file_location(f"fork_{name}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return SimpleNamespace(name=name, path=Path(path), module=module, flags=flags)
+
+
+# More right answers at hand than in the other small runs; a seventh prompt that neither updates nor processes divide.
+FEW = ["--prompts_per_step", "7", "--updates_per_step", "2", "--eval_every", "0", "--eval_data", ""]
+THREE_STEPS = ["--steps", "3", "--save_every", "2"]
+
+
+@pytest.fixture(scope="session")
+def few(small):
+    """few(script): the flags of the runs that compare an algorithm with itself."""
+    return lambda script: [*small, *FEW, *THREE_STEPS, *script.flags]
+
+
+@pytest.fixture(scope="session")
+def three_steps(train, few, tmp_path_factory):
+    """three_steps(script): the folder of three steps in one go, with checkpoints after the second and the third."""
+    made = {}
+
+    def run(script):
+        if script.name not in made:
+            made[script.name] = out = tmp_path_factory.mktemp(script.name) / "run"
+            assert train(out, base=few(script), module=script.module) == 0
+            rows = [json.loads(line) for line in open(out / "metrics.jsonl")]
+            assert any(row["grad_norm"] for row in rows), "nothing was learned in three steps: other tests would be idle"
+        return made[script.name]
 
     return run

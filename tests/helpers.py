@@ -1,0 +1,105 @@
+"""Helpers of the tests that train: what a run left behind, and whether two runs are the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+CLOCKS = ("time_sample", "time_verify", "time_train", "time_sync", "tokens_per_second")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+# ------------------------------------------------------------------------------------------------ processes
+def start(*command, **variables):
+    """A process of its own, as a user starts one; stdout and stderr in one pipe."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(list(map(str, command)), env=os.environ | variables, **pipes)
+
+
+def output_of(*command, timeout=300, **variables) -> str:
+    """What a process prints, which has to succeed."""
+    process = start(*command, **variables)
+    text = process.communicate(timeout=timeout)[0]
+    assert process.returncode == 0, text[-5000:]
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ what a run left
+def not_a_number(text):
+    raise AssertionError(f"{text} in a metrics file")
+
+
+def read(file) -> list[dict]:
+    """The rows of a .jsonl file, none of which may hold a NaN."""
+    return [json.loads(line, parse_constant=not_a_number) for line in Path(file).read_text().splitlines()]
+
+
+def metrics(out) -> list[dict]:
+    """The rows of metrics.jsonl without what the clock says."""
+    return [{k: x for k, x in row.items() if k not in CLOCKS} for row in read(Path(out) / "metrics.jsonl")]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def initial_weights(tiny_path):
+    return {name: x.float() for name, x in weights(tiny_path).items()}
+
+
+def same_weights(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write(file: Path, rows) -> Path:
+    """Rows as a .jsonl file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+# ------------------------------------------------------------------------------------------------ comparisons
+def assert_same_run(a, b, step):
+    """Bit for bit: metrics, samples, final weights, and every file of this step's checkpoint, optimizer included."""
+    assert metrics(a) == metrics(b)
+    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+    assert (a / "final/model.safetensors").read_bytes() == (b / "final/model.safetensors").read_bytes()
+    one, other = files(a / f"step_{step:06d}"), files(b / f"step_{step:06d}")
+    assert one.keys() == other.keys() and any("trainer/" in name for name in one)
+    assert [name for name in one if one[name] != other[name] and not name.endswith(".metadata")] == []  # with a time
+
+
+def assert_near(a, b, tolerance=1e-4):
+    """The same metrics to 1e-4 and the same rollouts, in words."""
+    one, other = metrics(a), metrics(b)
+    assert len(one) == len(other)
+    for x, y in zip(one, other):
+        assert x.keys() == y.keys()
+        for name in x:
+            near = x[name] == y[name] or abs(x[name] - y[name]) <= tolerance * max(1, abs(y[name]))
+            assert near, f"{name} of step {x['step']}: {x[name]} and {y[name]}"
+    assert read(a / "samples.jsonl") == read(b / "samples.jsonl")
+
+
+def error_line(capsys) -> str:
+    """What stood on stderr, which must be one line beside the warnings of libraries and the states of the bar."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Warning:" not in line]
+    lines = [line for line in lines if "error:" in line or not line.startswith(("  ", "training:"))]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def refused(train, tmp_path, capsys, *flags, **how) -> str:
+    """The one line that a run is refused with, before it has made a folder."""
+    assert train(tmp_path / "run", *flags, **how) == 2
+    assert not (tmp_path / "run").exists()
+    return error_line(capsys)

@@ -1,0 +1,78 @@
+"""What every algorithm has to pass, the six here or, by `pytest --fork MINE.py`, a copy of your own: it is the same
+after a resume, in micro-batches and on two processes, and bad input is one line."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import TORCHRUN, assert_near, assert_same_run, output_of, refused, weights
+
+from conftest import ALGORITHMS, ROOT
+
+pytestmark = pytest.mark.fork
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(train, few, three_steps, tmp_path, script):
+    """Killed after its second step, whose checkpoint was the last, and while it wrote down the third."""
+    out = tmp_path / "run"
+    shutil.copytree(three_steps(script), out)
+    for folder in ("final", "step_000003"):
+        shutil.rmtree(out / folder)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with open(out / name, "a") as file:
+            file.write('{"step": 4, "rew')
+    assert train(out, "--resume", base=few(script), module=script.module) == 0
+    assert_same_run(out, three_steps(script), 3)
+
+
+def test_micro_batches_change_nothing(train, few, three_steps, tmp_path, script):
+    """100 tokens: a response or two at a time, in place of all."""
+    assert train(tmp_path / "run", "--tokens_per_micro", 100, base=few(script), module=script.module) == 0
+    assert_near(tmp_path / "run", three_steps(script))
+
+
+IN_TURN = """
+import runpy, sys
+for path, flags in {jobs!r}:
+    sys.argv = [path, *flags]
+    runpy.run_path(path, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def two_processes(request, few, tmp_path_factory):
+    """two_processes(script): the folder of the same three steps under torchrun. One start of it runs all algorithms, one
+    after the other."""
+    folder, fork = tmp_path_factory.mktemp("two"), request.config.option.fork
+    done = []
+
+    def run(script):
+        if not done:
+            if fork:
+                command, path = [script.path, "--out", folder / script.name, *few(script)], f"{script.path.parent}:{ROOT}"
+            else:
+                flags = lambda name: ["--out", str(folder / name), *few(script)]
+                jobs = [(str(ROOT / f"{name}.py"), flags(name)) for name in ALGORITHMS]
+                (folder / "all.py").write_text(IN_TURN.format(jobs=jobs))
+                command, path = [folder / "all.py"], str(ROOT)
+            done.append(output_of(*TORCHRUN, *command, PYTHONPATH=path))
+            assert done[0].count("first prompt") == (1 if fork else len(ALGORITHMS))  # one of the two speaks
+        return folder / script.name
+
+    return run
+
+
+def test_two_processes_do_what_one_does(two_processes, three_steps, script):
+    assert_near(two_processes(script), three_steps(script))
+    one, two = weights(three_steps(script) / "final"), weights(two_processes(script) / "final")
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_an_unknown_flag_is_one_line_with_the_nearest_name(train, few, tmp_path, capsys, script):
+    line = refused(train, tmp_path, capsys, "--prompt_per_step", 8, base=few(script), module=script.module)
+    assert "--prompts_per_step" in line
+
+
+def test_a_missing_data_file_is_one_line(train, few, tmp_path, capsys, script):
+    line = refused(train, tmp_path, capsys, "--data", "missing.jsonl", base=few(script), module=script.module)
+    assert "missing.jsonl: no such file" in line
