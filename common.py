@@ -156,14 +156,19 @@ class Run:
     sample, reward, old_logprobs, (the algorithm), minibatches and update, evaluate, log, save; at last finish.
 
     An algorithm may use and change: cfg; problems; metrics, the step's, which log() writes; lr, the learning rate of
-    the next update; checkpointed, {name: object with state_dict and load_state_dict} that checkpoints save and resume.
-    check(response, problem) -> score replaces the built-in grading; so does --check FILE.py."""
+    the next update; checkpointed, {name: dict, or object with state_dict and load_state_dict} that checkpoints save and
+    begin() resumes. check(response, problem) -> score replaces the built-in grading; so does --check FILE.py.
+
+    Rollouts, for P problems and n responses each, have: problems (P dicts), n, responses (P x n tuples), lengths [P, n]
+    in tokens, on_policy [P, n], tokens (per-token values, N of them, all responses end to end) and per_token(x), which
+    makes [N] of [P, n]; after reward() also texts (P x n), scores, correct and boxed [P, n]. See core/rollout.py."""
 
     def __init__(self, cfg, check=None):
         self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
         self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
         self.failures = self.idle_steps = 0
-        self.asked_to_stop = self.stop = False  # this process, all processes
+        self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
+        self.synced = False
         self.metrics, self.evaluated = {}, None
         self.device = start_processes()
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
@@ -212,7 +217,7 @@ class Run:
     def _write(self, name: str, row: dict):
         if rank() == 0:
             with open(self.folder / name, "a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, default=float) + "\n")  # a tensor of one number counts as a number
 
     def _lap(self, name: str):
         """Add the seconds since the last lap to this metric."""
@@ -229,6 +234,10 @@ class Run:
     def begin(self):
         """Open the output folder, or continue the run in it; vote on labels if the reward needs them; evaluate."""
         cfg, self.folder = self.cfg, Path(self.cfg.out)
+        for name, item in self.checkpointed.items():
+            if not isinstance(item, dict) and not hasattr(item, "load_state_dict"):
+                fail(f"run.checkpointed[{name!r}] is a {type(item).__name__}; it needs state_dict and load_state_dict")
+        self.resumed = set(self.checkpointed)
         state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
         if rank() == 0:
@@ -249,28 +258,34 @@ class Run:
 
     def steps(self):
         """The numbers of the steps that are left, under a progress bar; fewer if a signal asks to leave."""
+        if late := sorted(self.checkpointed.keys() - self.resumed):
+            fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.begin(), which resumes it")
         hidden = rank() > 0 or not sys.stderr.isatty()
         with tqdm(total=self.cfg.steps, initial=self.step, desc="training", disable=hidden) as self.bar:
             while self.step < self.cfg.steps and not self.stop:
                 self.step += 1
                 self.new_step()
+                self.stop = None
                 torch.manual_seed((self.cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
                 yield self.step
+                if self.stop is None:
+                    fail(f"step {self.step}: the loop did not call run.save(), which also leaves on Ctrl-C")
                 self.bar.update()
 
     def sync(self):
         """Push the policy's weights to the sampler."""
         self.sampler.sync(self.policy)
+        self.synced = True
         self._lap("time_sync")
 
     def sample(self, problems: list[dict] | None = None, temperature: float | None = None) -> Rollouts:
-        """Responses to the next problems of the data, or to these problems; the whole batch, on every rank. At another
-        temperature than cfg's they are not from the current policy, and are marked so: rollouts.on_policy."""
+        """Responses to the next problems of the data, or to these of run.problems; the whole batch, on every rank. At
+        another temperature than cfg's they are not from the current policy, and are marked so: rollouts.on_policy."""
         cfg = self.cfg
         if problems is None:
             problems = draw(self.problems, self.drawn, cfg.prompts_per_step, cfg.seed)
             self.drawn += cfg.prompts_per_step
-        if self.sampler.asleep:
+        if self.sampler.asleep or not self.synced:
             self.sync()
         temperature = cfg.temperature if temperature is None else temperature
         rollouts = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, cfg.seed,
@@ -328,12 +343,19 @@ class Run:
     def update(self, batch: Batch, token_loss):
         """One optimizer step on the sum over tokens of weight x (token_loss x truncated importance weight + KL term -
         entropy term). token_loss(new, tokens, cfg) -> [T], or ([T], sums): own sums over tokens, which stand in the
-        metrics, as shares of the kept tokens, in place of clip_low and clip_high."""
+        metrics, as shares of the kept tokens, in place of clip_low and clip_high.
+
+        tokens, of a micro-batch, has as attributes [T]: old; adv; entropy (of the policy that sampled); sampler (its
+        logprobs); on_policy; ref, if a reference is kept; weight, which normalises the loss; response, the number of
+        the token's response, 0..B-1, which is never parted; position, its place in that; and the algorithm's own."""
         cfg, m = self.cfg, self.metrics
 
         def objective(new, entropy, tokens):
             loss, now = token_loss(new, tokens, cfg), new.detach()
             loss, sums = loss if isinstance(loss, tuple) else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
+            if getattr(loss, "shape", None) != new.shape:
+                got = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
+                fail(f"token_loss returned {got}; it needs {list(new.shape)}, one value per token")
             # Trainer against engine under the same weights. PPO's ratio is new policy against old, both by the trainer.
             if cfg.tis_cap and not self.sampler.exact:
                 loss = loss * (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)

@@ -47,7 +47,8 @@ def load(folder: Path, items: dict) -> dict:
                 if isinstance(item, Policy):
                     item.load_state(checkpoint / name)
                 else:
-                    item.load_state_dict(torch.load(checkpoint / f"{name}.pt", weights_only=False))
+                    saved = torch.load(checkpoint / f"{name}.pt", weights_only=False)
+                    item.update(saved) if isinstance(item, dict) else item.load_state_dict(saved)
             return state
         except (Exception, dist.checkpoint.CheckpointException) as error:  # whatever a broken file raises
             say(f"warning: {checkpoint} is broken ({type(error).__name__}); trying the one before it")
@@ -66,7 +67,7 @@ def save(folder: Path, policy: Policy, tokenizer, items: dict | None = None, sta
         if isinstance(item, Policy):
             item.save_state(partial / name)
         elif rank() == 0:
-            torch.save(item.state_dict(), partial / f"{name}.pt")
+            torch.save(item if isinstance(item, dict) else item.state_dict(), partial / f"{name}.pt")
     if rank() == 0:
         tokenizer.save_pretrained(partial)
         if state:

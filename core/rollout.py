@@ -223,13 +223,21 @@ def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, togeth
     A kept response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be
     empty. Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update.
     Raises ValueError for values of another shape."""
-    batch, tokens, keep = rollouts.batch, rollouts.tokens, keep.numpy()
+    batch, tokens, size = rollouts.batch, rollouts.tokens, rollouts.lengths.shape
+    shape = lambda x: list(x.shape) if torch.is_tensor(x) else type(x).__name__
+    if shape(adv) not in (list(size), shape(tokens.sampler)):
+        raise ValueError(f"adv is {shape(adv)}; it needs {list(size)}, one value per response, or "
+                         f"{shape(tokens.sampler)}, one per token")  # fmt: skip
+    if shape(keep) != list(size) or keep.dtype != torch.bool:
+        raise ValueError(f"keep is {shape(keep)}, {getattr(keep, 'dtype', '')}; it needs {list(size)}, torch.bool")
     tokens.adv = (rollouts.per_token(adv) if adv.dim() > 1 else adv).float()
-    tokens.weight = torch.zeros_like(tokens.adv)
+    tokens.weight, keep = torch.zeros_like(tokens.adv), keep.numpy()
     for name, value in vars(tokens).items():
-        if value.shape != tokens.sampler.shape:
-            raise ValueError(f"tokens.{name} has the shape {list(value.shape)}; it needs one value per response token, "
-                             f"{list(tokens.sampler.shape)}: see rollouts.per_token")  # fmt: skip
+        if shape(value) != shape(tokens.sampler):
+            raise ValueError(f"tokens.{name} is {shape(value)}; it needs {shape(tokens.sampler)}, one value per "
+                             "response token: see rollouts.per_token")  # fmt: skip
+        if name in ("response", "position"):
+            raise ValueError(f"tokens.{name}: the name is taken, see common.Run.update; choose another")
     moves = np.logical_or.reduceat(tokens.adv.numpy() != 0, batch.starts).reshape(keep.shape)
     moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
     if together:
