@@ -1,4 +1,6 @@
-"""Evaluations: their statistics, the files in which responses are saved, and what a number depends on."""
+"""Statistics of evaluations; the files in which responses are saved; a description of what was evaluated and where.
+
+P problems, n samples (responses) of each, from S seeds."""
 
 import math
 from collections import Counter
@@ -15,128 +17,177 @@ from core.verify import gold_answer
 
 # ------------------------------------------------------------------------------------------------ statistics
 def with_interval(values, draws=10_000, seed=0) -> list:
-    """[mean, low, high] over problems of values [P], or for [P, K] a list of K of them. The 95 % interval: percentiles
-    over draws of P problems with replacement, moved outwards when problems are few, as plain percentiles then cover
-    too seldom ("expanded percentile interval", Hesterberg, arXiv 1411.5279; the t quantile expanded in 1 / P)."""
-    values, rng, problems = np.asarray(values, dtype=float), np.random.default_rng(seed), len(values)
-    counts = [rng.multinomial(problems, np.full(problems, 1 / problems), 1000) @ values for _ in range(0, draws, 1000)]
-    wider = math.sqrt(problems / max(1, problems - 1)) * (1 + (1.96**2 + 1) / 4 / max(1, problems - 1))
+    """[mean, low, high] of values [P], one per problem; of values [P, K] a list of K such triples.
+
+    The 95 % interval is a bootstrap over problems: percentiles of the means of `draws` samples of P problems, drawn
+    with replacement. With few problems plain percentiles cover the truth too seldom, so they are moved outwards
+    ("expanded percentile interval", Hesterberg, arXiv 1411.5279; here with the t quantile to first order in 1 / P)."""
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    problems = len(values)
+    equal_chances = np.full(problems, 1 / problems)
+    # A draw is how often each problem is in it; a thousand draws at a time, to bound the memory.
+    sums = [rng.multinomial(problems, equal_chances, size=1000) @ values for _ in range(0, draws, 1000)]
+    freedom = max(1, problems - 1)
+    wider = math.sqrt(problems / freedom) * (1 + (1.96**2 + 1) / 4 / freedom)  # Bessel's factor; t over normal quantile
     tail = math.erfc(1.96 * wider / math.sqrt(2)) / 2
-    interval = np.quantile(np.concatenate(counts) / problems, [tail, 1 - tail], axis=0)
-    return np.concatenate([values.mean(0)[None], interval]).T.tolist()
+    low, high = np.quantile(np.concatenate(sums) / problems, [tail, 1 - tail], axis=0)
+    return np.stack([values.mean(0), low, high]).T.tolist()
 
 
 def pass_at_k(right, n: int):
-    """Unbiased pass@k of each problem, counts of right samples [P] among n -> [P, n], column k - 1 for k = 1..n:
-    1 - C(n - c, k) / C(n, k) as a running product (arXiv 2107.03374, eq. 1; 2504.13837, section 2)."""
+    """pass@k of each problem: the chance that at least one of k of its n samples is right, estimated without bias.
+    right [P]: how many samples are right -> [P, n], column k - 1 for k = 1..n. It is 1 - C(n - c, k) / C(n, k), here as
+    a running product (arXiv 2107.03374, equation 1; arXiv 2504.13837, section 2)."""
     wrong, drawn = n - np.asarray(right)[:, None], np.arange(n)
     return 1 - np.cumprod(np.maximum(wrong - drawn, 0) / (n - drawn), axis=1)
 
 
 def maj_at_k(right: int, wrong: list[int], n: int, ks: list[int]) -> list[float]:
-    """Chance that a majority vote of k of a problem's n samples, drawn without replacement, is right; exact, n <= 1000.
-    right: samples with the right answer; wrong: votes for each wrong answer; the others have no answer and abstain.
-    A tie of t answers counts 1/t if the right one is among them; a vote without ballots is wrong."""
-    choose = lambda of, k: float(math.comb(of, k))
-    room, total = max(ks) + 1, np.zeros(max(ks) + 1)
-    for top in range(1, min(right, max(ks)) + 1):  # ballots of the right answer: it wins if no other has more
-        rivals = [votes for votes in wrong if votes >= top]
-        ways = np.zeros((room // top + 1, room))  # [rivals that tie, samples]: subsets of that size
-        ways[0] = [choose(n - right - sum(rivals), k) for k in range(room)]  # of answers that cannot come up to top
-        for votes in rivals:
-            old, ways = ways, np.zeros_like(ways)
+    """maj@k of one problem: the chance that a majority vote of k of its n samples, drawn without replacement, is right;
+    for each k in ks. Exact, for n up to 1000.
+
+    right: how many samples have the right answer; wrong: how many have each wrong answer; the rest of the n have no
+    answer and abstain. A tie of t answers counts 1/t if the right one is among them; a vote in which all abstain is
+    wrong."""
+    most = max(ks)
+    room = most + 1  # subsets of 0..most samples
+    total = np.zeros(room)  # total[k]: subsets of k samples that vote right, a tie of t counted 1/t
+
+    def choose(samples, k):
+        """Binomial coefficient, as a float."""
+        return float(math.comb(samples, k))
+
+    for top in range(1, min(right, most) + 1):  # the right answer gets `top` votes, and no other gets more
+        rivals = [votes for votes in wrong if votes >= top]  # wrong answers that can reach `top` votes
+        others = n - right - sum(rivals)  # samples that cannot: of other wrong answers, or without an answer
+        ways = np.zeros((room // top + 1, room))  # ways[t, k]: subsets of k wrong samples in which t rivals tie
+        ways[0] = [choose(others, k) for k in range(room)]
+        for votes in rivals:  # extend the subsets by k samples of this rival: fewer than `top`, or a tie
+            without, ways = ways, np.zeros_like(ways)
             for k in range(top):
-                ways[:, k:] += choose(votes, k) * old[:, : room - k]
-            ways[1:, top:] += choose(votes, top) * old[:-1, : room - top]
-        total[top:] += choose(right, top) * (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)[: room - top]
+                ways[:, k:] += choose(votes, k) * without[:, : room - k]
+            ways[1:, top:] += choose(votes, top) * without[:-1, : room - top]
+        shared = (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)
+        total[top:] += choose(right, top) * shared[: room - top]
     return [total[k] / choose(n, k) for k in ks]
 
 
 def permutation_p(difference, draws=10_000, seed=0) -> float:
-    """Two-sided p-value for paired differences [P] of mean 0: how often random signs, or those observed, which are
-    added to the draws, give a mean at least as far from 0 (Fisher's randomisation test)."""
-    d, rng = np.asarray(difference, dtype=float), np.random.default_rng(seed)
-    sums = np.concatenate([rng.choice([-1.0, 1.0], (1000, len(d))) @ d for _ in range(0, draws, 1000)])
-    return (1 + int((abs(sums) >= abs(d.sum()) - 1e-9).sum())) / (1 + len(sums))
+    """Two-sided p-value of paired differences [P], whose mean is 0 under the null hypothesis: how often random signs
+    give a mean at least as far from 0 as the observed one (Fisher's randomisation test). The observed signs count as
+    one more draw, so that it is never 0."""
+    difference, rng = np.asarray(difference, dtype=float), np.random.default_rng(seed)
+    signs = (rng.choice([-1.0, 1.0], size=(1000, len(difference))) for _ in range(0, draws, 1000))
+    sums = np.concatenate([some @ difference for some in signs])
+    as_far = abs(sums) >= abs(difference.sum()) - 1e-9
+    return (1 + int(as_far.sum())) / (1 + len(sums))
 
 
 def holm(ps) -> list[float]:
-    """p-values [m] adjusted so that the chance of any false discovery among the m is bounded (Holm 1979)."""
-    steps = np.maximum.accumulate(np.sort(ps) * np.arange(len(ps), 0, -1))
-    return np.minimum(1, steps)[np.argsort(np.argsort(ps))].tolist()
+    """p-values [m], adjusted so that the chance of any false discovery among the m tests is bounded (Holm 1979)."""
+    adjusted = np.maximum.accumulate(np.sort(ps) * np.arange(len(ps), 0, -1))
+    places = np.argsort(np.argsort(ps))  # of each p-value in the sorted order
+    return np.minimum(1, adjusted)[places].tolist()
 
 
 def spread(right) -> tuple[float, float]:
-    """Standard deviation (Bessel) over seeds of the accuracy, and what sampling alone would make it, right [P, S, n]:
-    sqrt(mean of p (1 - p) / (n P)), each p (1 - p) estimated without bias. NaN where undefined."""
+    """Two standard deviations of the accuracy of a seed, from right [P, S, n]: the observed one over seeds (Bessel),
+    and the one that sampling alone would give, sqrt(mean over problems of p (1 - p) / (n P)), where each p (1 - p) is
+    estimated without bias. NaN where undefined."""
     problems, seeds, n = right.shape
+    observed = float(right.mean((0, 2)).std(ddof=1)) if seeds > 1 else math.nan
     within = right.reshape(problems, -1).var(1, ddof=1).mean() if seeds * n > 1 else math.nan
-    return float(right.mean((0, 2)).std(ddof=1)) if seeds > 1 else math.nan, math.sqrt(within / (n * problems))
+    return observed, math.sqrt(within / (n * problems))
 
 
 def crossing(a, b) -> int | None:
-    """The smallest k at which the other one of two pass@k curves [n], column k - 1, is ahead than at the start."""
-    sign = np.sign(np.round(np.subtract(b, a), 12))
-    behind = sign * sign[np.argmax(sign != 0)] < 0
-    return int(behind.argmax()) + 1 if behind.any() else None
+    """The first k at which two pass@k curves [n], column k - 1, have crossed: where the curve that was behind at first
+    is ahead. None if they do not cross."""
+    ahead = np.sign(np.round(np.subtract(b, a), 12))  # 1: b, -1: a, 0: neither
+    first = ahead[np.argmax(ahead != 0)]
+    crossed = ahead * first < 0
+    return int(crossed.argmax()) + 1 if crossed.any() else None
 
 
 def solvable(a, b) -> dict[str, list[int]]:
-    """Which problems have a right sample, by counts [P] of A and B (arXiv 2504.13837, section 3)."""
+    """Indices of the problems that have a right sample under both models, only A, only B and none of them, from the
+    numbers of right samples [P] (arXiv 2504.13837, section 3)."""
     a, b = np.asarray(a) > 0, np.asarray(b) > 0
     sets = dict(both=a & b, only_a=a & ~b, only_b=~a & b, none=~a & ~b)
     return {name: np.flatnonzero(inside).tolist() for name, inside in sets.items()}
 
 
 def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
-    """Strategies before (A) and after (B), python or words (arXiv 2506.10947, section 4): size, accuracy before and
-    after, and contribution to the gain of the four cells, from [P, N] each. Every sample of A is paired with every one
-    of B, which for N = 1 is the paper's table. Sizes sum to 1, and so do contributions; NaN where undefined."""
-    gain, cells = float(right_b.mean() - right_a.mean()) or math.nan, {}
-    pairs = lambda x, y: float((x.mean(1) * y.mean(1)).mean())  # share of all pairs in which x and y hold
-    for before, was in (("python", python_a), ("words", 1 - python_a)):
-        for after, now in (("python", python_b), ("words", 1 - python_b)):
-            size, right_was, right_now = pairs(was, now), pairs(was * right_a, now), pairs(was, now * right_b)
-            accuracies = dict(before=right_was / (size or math.nan), after=right_now / (size or math.nan))
-            cells[f"{before} to {after}"] = dict(size=size, **accuracies, contribution=(right_now - right_was) / gain)
+    """How the strategy changed, python or words, from model A to model B (arXiv 2506.10947, section 4). python and
+    right: [P, n] of 0 and 1; n may differ between A and B.
+
+    Every sample of A is paired with every sample of B for the same problem; with n = 1 this is the paper's table. For
+    each of the four cells, such as "python to words": size, its share of the pairs; before and after, the accuracies
+    of A and B in it; contribution, its share of the gain in accuracy. Sizes sum to 1, and so do contributions. NaN
+    where undefined."""
+    gain = float(right_b.mean() - right_a.mean()) or math.nan
+
+    def share(holds_a, holds_b):
+        """The share of pairs in which the one holds for A's sample and the other for B's."""
+        return float((holds_a.mean(1) * holds_b.mean(1)).mean())
+
+    cells = {}
+    for before, in_a in (("python", python_a), ("words", 1 - python_a)):
+        for after, in_b in (("python", python_b), ("words", 1 - python_b)):
+            size = share(in_a, in_b)
+            right_before, right_after = share(in_a * right_a, in_b), share(in_a, in_b * right_b)
+            cells[f"{before} to {after}"] = dict(
+                size=size, before=right_before / (size or math.nan), after=right_after / (size or math.nan),
+                contribution=(right_after - right_before) / gain)  # fmt: skip
     return cells
 
 
 # ------------------------------------------------------------------------------------------------ files
+COLUMNS = "problem_id problem gold after response extracted correct tokens finish seed sample source".split()
+
+
 def read_responses(file) -> dict[str, np.ndarray]:
-    """Columns [P, N] of a .jsonl file of saved responses: rows as Rollouts.rows() makes them, or such as have problem,
-    answer, response or a list of responses and, if they are graded, correct or peer_score; None for what is missing.
-    `source` is the row as it was read. The samples of a problem stand seed by seed. Raises OSError or ValueError, which
-    say what is wrong where."""
-    problems, place = {}, 0
+    """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
+
+    A row is one that Rollouts.rows() made; or it has problem, answer, and response or a list of responses, and if they
+    are graded, correct, or peer_score for a list. What a row lacks is None; source is the row itself. Raises OSError or
+    ValueError, which say what is wrong and where."""
+    problems, place = {}, 0  # {problem: its samples}; the line that is being read
     try:
-        for place, source in read_rows(str(file)):  # noqa: B007
-            texts = source["responses"] if "responses" in source else [source["response"]]
-            grades = source.get("peer_score", [source.get("correct")] * len(texts))
-            row = dict(seed=0, after="", extracted=None, tokens=None, finish=None) | source
-            row |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=source)
-            own = problems.setdefault(row.get("problem_id", row["problem"]), [])
-            own += [dict(sample=i) | row | dict(response=str(x), correct=grades[i]) for i, x in enumerate(texts)]
+        for place, row in read_rows(str(file)):  # noqa: B007
+            texts = row["responses"] if "responses" in row else [row["response"]]
+            grades = row.get("peer_score", [row.get("correct")] * len(texts))
+            shared = dict(seed=0, after="", extracted=None, tokens=None, finish=None) | row
+            shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
+            samples = problems.setdefault(row.get("problem_id", row["problem"]), [])
+            samples += [dict(sample=i) | shared | dict(response=str(text), correct=grades[i])
+                        for i, text in enumerate(texts)]  # fmt: skip
     except (KeyError, TypeError, AttributeError, IndexError):
         need = "problem, gold or answer, and response or a list of responses"
         raise ValueError(f"{file}: row {place} needs {need}") from None
-    sizes = {name: len(rows) for name, rows in problems.items()}
-    if not sizes:
+    if not problems:
         raise ValueError(f"{file}: no saved response in it")
+    sizes = {name: len(samples) for name, samples in problems.items()}
     usual = Counter(sizes.values()).most_common(1)[0][0]
-    if odd := next((f"{name!r} has {size}" for name, size in sizes.items() if size != usual), None):
-        raise ValueError(f"{file}: all problems need the same number of responses, but {odd}, others {usual}")
-    for i, rows in enumerate(problems.values()):
-        rows.sort(key=lambda row: (row["seed"], row["sample"]))
-        rows[:] = [row | dict(problem_id=i) for row in rows]
-    names = "problem_id problem gold after response extracted correct tokens finish seed sample source".split()
-    return {name: np.array([[row[name] for row in rows] for rows in problems.values()], dtype=object) for name in names}
+    for name, size in sizes.items():
+        if size != usual:
+            raise ValueError(f"{file}: all problems need the same number of responses, but {name!r} has {size}, others "
+                             f"{usual}")  # fmt: skip
+    for i, samples in enumerate(problems.values()):
+        samples.sort(key=lambda row: (row["seed"], row["sample"]))
+        for row in samples:
+            row["problem_id"] = i
+    column = lambda name: [[row[name] for row in samples] for samples in problems.values()]
+    return {name: np.array(column(name), dtype=object) for name in COLUMNS}
 
 
 def describe(policy, sampler) -> dict:
-    """What tells these weights, this engine and this machine from others; all ranks together."""
+    """What moves the numbers of an evaluation besides its flags: a checksum of the weights, versions, precision,
+    engine, number of processes, hardware. All ranks have to call it together."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
-    versions |= {} if isinstance(sampler, TorchSampler) else dict(vllm=sampler.version)
-    return dict(weights=sum(x.abs().sum(dtype=torch.float64).item() for _, x in policy.weights()), versions=versions,
-                dtype=str(policy.dtype), engine=type(sampler).__name__, processes=world(),
-                hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")  # fmt: skip
+    if not isinstance(sampler, TorchSampler):
+        versions["vllm"] = sampler.version
+    checksum = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return dict(weights=checksum, versions=versions, dtype=str(policy.dtype), engine=type(sampler).__name__,
+                processes=world(), hardware=hardware)  # fmt: skip

@@ -1,8 +1,10 @@
-r"""Is a response right? No torch in here. answers.py finds the final answer and decides the easy cases.
+r"""Is a response right? core/answers.py finds the final answer and decides the easy cases; this file decides the rest.
 
-The last balanced \boxed{...}, else what follows the last "answer is", is compared, the cheapest first: strings, exact
-numbers, sympy expressions by the rules of Math-Verify; these in worker processes under a deadline, for they can hang.
-Nothing raises or runs model output as code. Equal is exactly equal: 0.333 is not 1/3, nor 1/2^99 like 1/2^98."""
+The final answer is what the last balanced \boxed{...} holds, or else what follows the last "answer is". It is compared
+with the gold answer, the cheapest way first: as strings, as exact numbers, as sympy expressions by the rules of
+Math-Verify. The last of these can hang, so it runs in worker processes under a deadline. No response can make grading
+raise, and nothing that a model wrote is run as code. Equal means exactly equal: 0.333 is not 1/3, and 1/2^99 is not
+1/2^98. There is no torch in here, so that the workers start fast and stay small."""
 
 import json
 import os
@@ -13,9 +15,9 @@ import sys
 import time
 import warnings
 from functools import lru_cache, partial
-from multiprocessing.connection import wait  # poll() for pipes; no other multiprocessing
+from multiprocessing.connection import wait  # only waits for pipes; no process is started by multiprocessing
 
-if __name__ == "__main__":  # a worker; the training process imports none of it
+if __name__ == "__main__":  # a worker: it alone needs sympy, which the training process never imports
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
@@ -23,17 +25,20 @@ else:
     from core.answers import LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
+START_DEADLINE = 60  # seconds for a worker to import sympy and pick its item up
 MEMORY = 400 * 2**20  # bytes of address space of a worker, which needs a fifth of that
 WORKERS = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))  # 2: one may be stuck
-timeouts = 0  # items this process has given up so far (deadline, memory, a dead worker); they count as wrong
-
-# --- in a worker: Math-Verify's comparison of sympy expressions, with its leaves replaced by exact ones ---
+timeouts = 0  # items that this process has given up (deadline, memory, a dead worker); they count as wrong
 
 
+# ------------------------------------------------------------------------------------------------ in a worker
+# Math-Verify compares structures (sets, intervals, tuples, ...); equal() and equivalent() replace the comparisons of
+# single expressions and of relations inside it, because its own are not exact.
 @lru_cache(512)
 def parse(text: str):
-    """The unevaluated sympy expression of a normalised answer, as Math-Verify's parser reads it, its decimals exact."""
-    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text.partition('"')[0].replace("*", r"\cdot ").rstrip("%"))
+    """The unevaluated sympy expression of a normalised answer, by Math-Verify's parser, with exact decimals."""
+    text = text.partition('"')[0].replace("*", r"\cdot ").rstrip("%")  # normalise() put the unit after the "
+    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)  # .5 is 0.5
     case = ConversionConfig(lowercase_symbols=False)  # R is not r
     tree = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=case)
     changes = {value: sympy.Rational(str(value)) for value in tree.atoms(sympy.Float)}
@@ -44,128 +49,166 @@ def parse(text: str):
     return tree
 
 
+def test_point(symbols: list, k: int) -> dict:
+    """A value for each symbol at test point k = 0..4: a positive whole number for symbols such as n, a fraction for
+    the others. At points 3 and 4 one of the symbols is negative, if it is not a whole number."""
+    point = {}
+    for i, symbol in enumerate(symbols):
+        value = (13 + 31 * i + 17 * k) % 97 or 5
+        negative = k > 2 and i == k % len(symbols)
+        whole = symbol.name[0] in "jklmnN"
+        point[symbol] = sympy.Integer(value % 23 + 2) if whole else sympy.Rational(-value if negative else value, 41)
+    return point
+
+
 def equal(gold, answer, *_) -> bool:
-    """Whether two expressions are: to 80 digits wherever their difference is real, exactly so if that is rational."""
+    """Whether two expressions are equal, by their difference. It has to be 0, to 80 digits if need be, at every test
+    point where it is real, and at one at least. A difference that is a rational number has to be exactly 0."""
     if gold.is_Matrix or answer.is_Matrix:
         return all(equal(entry, sympy.S.Zero) for entry in sympy.Matrix(gold.doit() - answer.doit()))
-    tree, zeros = sympy.Add(gold, sympy.Mul(-1, answer, evaluate=False), evaluate=False), 0
-    symbols = sorted(tree.free_symbols, key=str)
-    for k in range(5 if symbols else 1):  # n and its like are whole numbers; at the last points one number is negative
-        values = [(13 + 31 * i + 17 * k) % 97 or 5 for i in range(len(symbols))]
-        point = {symbol: sympy.Integer(value % 23 + 2) if symbol.name[0] in "jklmnN" else
-                 sympy.Rational(-value if k > 2 and symbol == symbols[k % len(symbols)] else value, 41)
-                 for symbol, value in zip(symbols, values)}  # fmt: skip
+    difference = sympy.Add(gold, sympy.Mul(-1, answer, evaluate=False), evaluate=False)
+    symbols = sorted(difference.free_symbols, key=str)
+    found_zero = False
+    for k in range(5 if symbols else 1):
+        point = test_point(symbols, k)
         try:
-            value = tree.evalf(15, subs=point, maxn=80, strict=True)
-        except sympy.core.evalf.PrecisionExhausted:  # 0, or next to large numbers that cancel
-            value = sympy.S.Zero if abs(tree.evalf(15, subs=point, maxn=80)) < 1e-40 else sympy.S.One
-        if not value.is_number:  # of functions that nobody defined
-            return sympy.simplify(tree) == 0
-        if value.is_zero is False and (value.is_real or not point):
+            value = difference.evalf(15, subs=point, maxn=80, strict=True)
+        except sympy.core.evalf.PrecisionExhausted:  # it is 0, or what large numbers leave that cancel
+            is_tiny = abs(difference.evalf(15, subs=point, maxn=80)) < 1e-40
+            value = sympy.S.Zero if is_tiny else sympy.S.One
+        if not value.is_number:  # it contains functions that nobody defined
+            return sympy.simplify(difference) == 0
+        if value.is_zero is False and (value.is_real or not symbols):
             return False
-        zeros += value.is_zero is True
-    return zeros > 0 and not ((tree := tree.doit()).is_Rational and tree != 0)
+        found_zero = found_zero or value.is_zero is True
+    if not found_zero:
+        return False
+    exact = difference.doit()
+    return not exact.is_Rational or exact == 0
 
 
 def equivalent(gold, answer, *_) -> bool:
-    """Whether two (chains of) equations or inequalities say the same: their differences are equal up to a factor."""
+    """Whether two equations or inequalities say the same: left side minus right side is equal up to a factor, and they
+    point the same way. Of chains such as a < b < c, every relation of the gold one has to be in the answer's."""
     golds, answers = (list(getattr(relation, "_unsorted_args", [relation])) for relation in (gold, answer))
     if len(golds) > 1 or len(answers) > 1:
         return len(golds) == len(answers) and all(any(equivalent(g, a) for a in answers) for g in golds)
     f, g = gold.lhs - gold.rhs, answer.lhs - answer.rhs
     point = {symbol: sympy.Integer(7 + 6 * i) for i, symbol in enumerate(sorted(f.free_symbols, key=str))}
-    u, v = f.evalf(15, subs=point), g.evalf(15, subs=point)
-    if gold == answer or not (u.is_real and v.is_real and u * v != 0):
-        return gold == answer
-    way = gold.func if u * v > 0 else gold.reversed.func
-    return answer.func == way and equal(f * g.subs(point), g * f.subs(point))
+    f_value, g_value = f.evalf(15, subs=point), g.evalf(15, subs=point)
+    if gold == answer:
+        return True
+    if not (f_value.is_real and g_value.is_real and f_value * g_value != 0):
+        return False
+    direction = gold.func if f_value * g_value > 0 else gold.reversed.func  # a negative factor turns < into >
+    return answer.func == direction and equal(f * g.subs(point), g * f.subs(point))
+
+
+def compare(answer, gold) -> bool:
+    """Whether two parsed answers are equal by Math-Verify's rules. If only the answer is an equation, they compare its
+    right side with the gold answer; that is right for x=4 and f(x)=4, but not for 2x=4, which is not 4."""
+    if grader.is_equation(answer):
+        left = grader.take_first_relation(answer).lhs
+        if not (left.is_Function or is_expr_of_only_symbols(left) or grader.is_relation(gold)):
+            return False
+    return grader.sympy_expr_eq(gold, answer, float_rounding=6, numeric_precision=15, allow_set_relation_comp=True)
 
 
 def work():
-    """Reads lines with an answer and a gold answer from stdin, writes a dot when it picks one up and then 1 or 0."""
+    """The worker's loop. Each line on stdin is JSON, [answer, gold]. It writes "." when it picks one up, and when it is
+    done "1" for equal, "0" for different."""
     grader.sympy_numeric_eq = grader.sympy_compare_symbols = equal
-    grader.sympy_symbolic_eq, grader.sympy_compare_relational = lambda *_: False, equivalent
+    grader.sympy_symbolic_eq = lambda *_: False
+    grader.sympy_compare_relational = equivalent
     equal(*map(parse, (r"\frac{\sqrt{2x^2-1}+3}{2\pi}", r"(1+x_1)\cdot5^{-n}")))  # the first time is slow
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin.buffer:
         os.write(1, b".")
-        seconds = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + 60  # if the parent died and can't kill it
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])  # seconds of CPU, user and system
+        # Should the parent have died, nobody kills a stuck worker: then the system does, after 60 s more of CPU time.
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 60, resource.RLIM_INFINITY))
         try:
             answer, gold = map(parse, json.loads(line))
-            name = grader.take_first_relation(answer).lhs if grader.is_equation(answer) else sympy.Symbol("x")
-            right = name.is_Function or is_expr_of_only_symbols(name) or grader.is_relation(gold)  # 2x=4 is not 4
-            right = right and grader.sympy_expr_eq(gold, answer, 6, 15, allow_set_relation_comp=True)
+            right = compare(answer, gold)
         except MemoryError:
             return
-        except Exception:
+        except Exception:  # sympy has many kinds
             right = False
         os.write(1, b"1" if right else b"0")
 
 
-# --- the workers, and what others call ---
-
-_idle = []  # workers without an item; when this process ends their stdin does, and so do they
+# ------------------------------------------------------------------------------------------------ the workers
+_idle = []  # workers without an item; their stdin closes when this process ends, and then they end too
 start = partial(subprocess.Popen, [sys.executable, "-P", __file__, "--worker"], bufsize=0, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
 
 def in_workers(items: list[tuple[str, str]]) -> list[bool]:
-    """The verdict on every (answer, gold), False for one that is given up: its worker is killed, the others go on."""
+    """Whether each (answer, gold) is equal. An item that takes too long is given up: its worker is killed, the item is
+    False, and the others go on."""
     global timeouts
-    right, jobs, todo = [False] * len(items), {}, list(enumerate(items))[::-1]
+    results = [False] * len(items)
+    todo = list(enumerate(items))[::-1]
+    jobs = {}  # worker: (index of its item, deadline, whether it has picked the item up)
     _idle[:] = [worker for worker in _idle if worker.poll() is None]
     try:
         while todo or jobs:
             while todo and len(jobs) < WORKERS:
-                worker, (place, item) = _idle.pop() if _idle else start(), todo.pop()
-                jobs[worker] = place, time.monotonic() + 60, False  # to import and pick it up
+                worker = _idle.pop() if _idle else start()
+                index, item = todo.pop()
+                jobs[worker] = index, time.monotonic() + START_DEADLINE, False
                 worker.stdin.write(json.dumps(item).encode() + b"\n")
             rest = min(deadline for _, deadline, _ in jobs.values()) - time.monotonic()
-            ready = wait([worker.stdout for worker in jobs], max(0, rest))
-            for worker, (place, deadline, begun) in list(jobs.items()):
+            ready = wait([worker.stdout for worker in jobs], timeout=max(0, rest))
+            for worker, (index, deadline, picked_up) in list(jobs.items()):
                 reply = os.read(worker.stdout.fileno(), 1) if worker.stdout in ready else None
+                ended = reply == b""
                 if reply == b".":
-                    jobs[worker] = place, time.monotonic() + DEADLINE, True
+                    jobs[worker] = index, time.monotonic() + DEADLINE, True
                 elif reply:
-                    right[place], jobs[worker] = reply == b"1", None
+                    results[index] = reply == b"1"
+                    del jobs[worker]
                     _idle.append(worker)
-                elif reply == b"" or time.monotonic() > deadline:
-                    timeouts, jobs[worker] = timeouts + 1, None
-                    with worker:
+                elif ended or time.monotonic() > deadline:
+                    timeouts += 1
+                    del jobs[worker]
+                    with worker:  # closes its pipes and waits for its end
                         worker.kill()
-                    if reply == b"" and not begun:
-                        warnings.warn("grading is broken, a worker ended before it began: `python verify.py --worker` "
-                                      "tells why; pip install -r requirements.txt may help", stacklevel=2)  # fmt: skip
-            jobs = {worker: job for worker, job in jobs.items() if job}
+                    if ended and not picked_up:
+                        warnings.warn("grading is broken, a worker ended before it began: `python core/verify.py "
+                                      "--worker` tells why; pip install -r requirements.txt may help",
+                                      stacklevel=2)  # fmt: skip
     finally:
-        for worker in jobs:  # none, but after an interrupt
+        for worker in jobs:  # there are none, except after an interrupt
             worker.kill()
-    return right
+    return results
 
 
+# ------------------------------------------------------------------------------------------------ what others call
 def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
-    """verify() of every (response, gold) pair, in order; one that takes over DEADLINE seconds is False."""
-    results, hard = [], {}
+    """verify() of every (response, gold) pair, in order. Never raises; False for one that takes more than DEADLINE
+    seconds."""
+    results, hard = [], {}  # hard: {what a worker is to compare: its indices in results}
     for response, gold in pairs:
         answer, gold = extract(response, strict) or "", gold_answer(gold)
         try:
-            right = quick(answer, gold) if max(len(answer), len(gold)) <= LONGEST else answer.strip() == gold
-        except Exception:  # a limit of Python's, on hostile text
-            right = False
-        if isinstance(right, tuple):
+            verdict = quick(answer, gold) if max(len(answer), len(gold)) <= LONGEST else answer.strip() == gold
+        except Exception:  # hostile text can reach a limit of Python's, such as the digits of an int
+            verdict = False
+        if isinstance(verdict, tuple):  # undecided
             if not _idle and not hard:
-                _idle.append(start())  # it imports meanwhile
-            hard.setdefault(right, []).append(len(results))
-        results.append(right is True)
-    for places, right in zip(hard.values(), in_workers(list(hard))):
-        for place in places:
-            results[place] = right
+                _idle.append(start())  # it imports while the loop goes on
+            hard.setdefault(verdict, []).append(len(results))
+        results.append(verdict is True)
+    for indices, right in zip(hard.values(), in_workers(list(hard))):
+        for index in indices:
+            results[index] = right
     return results
 
 
 def verify(response: str, gold: str, strict: bool = True) -> bool:
-    """Whether the response's final answer equals the gold answer; not strict: its last number is one if need be."""
+    """Whether the final answer of a response equals the gold answer. strict False: a response without a box and without
+    "answer is" is judged by its last number."""
     return verify_all([(response, gold)], strict)[0]
 
 
