@@ -66,8 +66,11 @@ class Config:
     # update
     lr: float = arg(1e-6, "AdamW learning rate", above=0)
     max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
-    loss_norm: Literal["token", "sequence", "constant"] = arg("token", "how a loss is normalised, see token_weights")
-    kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy (k3 estimator) in the loss", least=0)
+    loss_norm: Literal["token", "sequence", "constant", "all_tokens"] = arg(
+        "token", "what the loss is divided by: kept tokens; kept responses x own length; kept responses x MAX_NEW_TOKENS; "
+        "all tokens, with rejected responses in the batch at advantage 0")  # fmt: skip
+    kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy in the loss", least=0)
+    kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
     tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)", least=0)
@@ -135,8 +138,15 @@ def sum_by(group, x):
     return x.new_zeros(int(group.max()) + 1).index_add(0, group, x)
 
 
+def kl_k2(logprob, ref):
+    """Schulman's k2 estimate of KL(policy || reference) per token: d^2 / 2 with d = ref - logprob. On samples of the
+    policy the mean of its gradient is the gradient of KL(policy || reference)."""
+    return (ref - logprob).clamp(-10, 10) ** 2 / 2
+
+
 def kl_k3(logprob, ref):
-    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 >= 0 with d = ref - logprob."""
+    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 >= 0 with d = ref - logprob. Its mean is
+    the KL; but on samples of the policy the mean of its gradient is the gradient of KL(reference || policy)."""
     d = (ref - logprob).clamp(-10, 10)
     return d.exp() - d - 1
 
@@ -148,7 +158,7 @@ METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip
 TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 
 
-BROKEN_WEIGHTS = OSError, SafetensorError  # weights that are missing or not whole
+UNUSABLE = OSError, SafetensorError, ValueError  # weights that are missing or not whole, a model that is not supported
 
 
 class Run:
@@ -202,7 +212,7 @@ class Run:
         """A model with the settings of the policy: the policy itself, the reference (lr None: no optimizer), a teacher,
         or of another class, PPO's critic. source: a folder or hub id, default the policy's; flag: what named it."""
         cfg = self.cfg
-        with bad_input(f"--{flag} {getattr(cfg, flag)}: ", BROKEN_WEIGHTS):
+        with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
             return (kind or Policy)(
                 source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
                 tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload,
@@ -328,16 +338,16 @@ class Run:
             self.metrics["kl"] = kl_k3(tokens.old, tokens.ref).mean().item()
         self._lap("time_train")
 
-    def minibatches(self, rollouts: Rollouts, adv, keep, together=False, epochs=1, order=None) -> list[Batch]:
-        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, `epochs` times. An
-        update with nothing to learn from is skipped and counted. together: the kept responses to a prompt stay in one
+    def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None) -> list[Batch]:
+        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update. An update with
+        nothing to learn from is skipped and counted. together: the kept responses to a prompt stay in one
         micro-batch. order: indices of prompts, in which updates_per_step equal shares are cut (default: as sampled)."""
         with bad_input():  # values of a wrong shape
-            batches = split(rollouts, adv, keep, self.cfg, together, order) * epochs
+            batches = split(rollouts, adv, keep, self.cfg, together, order)
         filled = [batch for batch in batches if batch.responses]
         self.metrics["kept"] = keep.float().mean().item()
         self.metrics["skipped_updates"] += len(batches) - len(filled)
-        self.kept_tokens += int(rollouts.lengths[keep].sum()) * epochs
+        self.kept_tokens += int(rollouts.lengths[keep].sum())
         return filled
 
     def update(self, batch: Batch, token_loss):
@@ -360,7 +370,7 @@ class Run:
             if cfg.tis_cap and not self.sampler.exact:
                 loss = loss * (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
             if cfg.kl_coef:
-                loss = loss + cfg.kl_coef * kl_k3(new, tokens.ref)
+                loss = loss + cfg.kl_coef * dict(k2=kl_k2, k3=kl_k3)[cfg.kl_loss](new, tokens.ref)
             if cfg.entropy_coef:
                 loss = loss - cfg.entropy_coef * entropy
             gap = (now - tokens.sampler).abs() * tokens.on_policy

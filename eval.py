@@ -183,7 +183,7 @@ def open_model(cfg) -> tuple:
     source, config, tokenizer = common.find_model(cfg.model, "model")
     with bad_input():
         kind = common.choose_sampler(cfg)
-    with bad_input(f"--model {cfg.model}: ", common.BROKEN_WEIGHTS):
+    with bad_input(f"--model {cfg.model}: ", common.UNUSABLE):
         policy = common.Policy(source, common.start_processes(), vocab=len(tokenizer))
     sampler = common.new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)

@@ -80,7 +80,8 @@ def main():
         rewards = run.reward(rollouts)
         run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        chosen, rejected = pairs(rewards, torch.Generator().manual_seed((cfg.seed << 32) + step))
+        generator = torch.Generator().manual_seed((cfg.seed << 32) + step)
+        chosen, rejected = pairs(rewards, generator)
         pair, side = torch.zeros(rewards.numel(), dtype=torch.long), torch.zeros(rewards.numel())
         pair[chosen] = pair[rejected] = torch.arange(len(chosen))
         side[chosen], side[rejected] = 1, -1
@@ -89,12 +90,14 @@ def main():
         adv = side.view_as(rewards)
         keep = adv != 0
         # ---------------------------------------------------------------------------------------------------
-        for batch in run.minibatches(rollouts, adv, keep, together=True, epochs=cfg.epochs):
-            # It minimises the mean over pairs of pair_loss, plus the means over responses of kl_coef x KL to the
-            # initial policy and of -entropy_coef x entropy.
-            # The printed loss starts each iteration at log 2 = 0.69, because the reference is the policy itself, and
-            # falls within it: the epochs' mean is printed. It does not fall from iteration to iteration.
-            run.update(batch, token_loss)
+        for _ in range(cfg.epochs):
+            order = torch.randperm(len(rewards), generator=generator).tolist()
+            for batch in run.minibatches(rollouts, adv, keep, together=True, order=order):
+                # It minimises the mean over pairs of pair_loss, plus the means over responses of kl_coef x KL to the
+                # initial policy and of -entropy_coef x entropy.
+                # The printed loss starts each iteration at log 2 = 0.69, because the reference is the policy itself,
+                # and falls within it: the epochs' mean is printed. It does not fall from iteration to iteration.
+                run.update(batch, token_loss)
         run.evaluate()
         run.log(rollouts, rewards)
         run.save()

@@ -68,8 +68,8 @@ def gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x):
-    """x [N] with mean 0 and standard deviation 1 (Bessel's); 0 where there is no spread."""
-    return (x - x.mean()) / (x.std() + 1e-8) if len(x.unique()) > 1 else torch.zeros_like(x)
+    """x [N] with mean 0 and standard deviation 1 (Bessel's); smaller if the spread is mere rounding, 0 without any."""
+    return (x - x.mean()) * torch.rsqrt(x.var() + 1e-8) if len(x.unique()) > 1 else torch.zeros_like(x)
 
 
 def token_loss(new, tokens, cfg):
@@ -117,13 +117,16 @@ def main():
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
         # ---------------------------------------------------------------------------------------------------
-        for batch in run.minibatches(rollouts, adv, keep, epochs=cfg.epochs):
-            run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)
-            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
-            # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage, and
-            # whitened advantages average 0. Its gradient does not. Watch reward, accuracy and value_loss instead.
-            run.update(batch, token_loss)
+        critic_batches = common.split(rollouts, torch.ones_like(rewards), keep, cfg)  # also where no advantage is left
+        for _ in range(cfg.epochs):
+            for batch in critic_batches:
+                run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)
+            for batch in run.minibatches(rollouts, adv, keep):
+                # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
+                #                                          + kl_coef x KL to the reference - entropy_coef x entropy).
+                # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage,
+                # and whitened advantages average 0. Watch reward, accuracy and value_loss instead.
+                run.update(batch, token_loss)
         run.evaluate()
         run.log(rollouts, rewards)
         run.save()

@@ -34,8 +34,8 @@ def advantages(rewards, cfg):
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood."""
-    return -new
+    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood, as the advantage is 1."""
+    return -tokens.adv * new
 
 
 def main():

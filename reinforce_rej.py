@@ -32,10 +32,10 @@ class Config(common.Config):
         "both", "drop prompts whose responses are all correct, all wrong, or both kinds"
     )
     baseline: Literal["none", "group", "leave_one_out", "batch"] = common.arg(
-        "none", "subtract the mean over the prompt's responses, over its other responses, or over all kept"
+        "none", "subtract the mean over the prompt's responses, over its other responses, or over all kept tokens"
     )
     normalize: Literal["none", "group", "batch"] = common.arg(
-        "none", "divide by the standard deviation over the prompt's responses, or over all kept"
+        "none", "divide by the standard deviation over the prompt's responses, or over all kept tokens"
     )
     clip_low: float = common.arg(0.2, "clip the ratio below 1 - CLIP_LOW", least=0)
     clip_high: float = common.arg(0.2, "clip the ratio above 1 + CLIP_HIGH (clip higher: 0.28)", least=0)
@@ -43,25 +43,29 @@ class Config(common.Config):
     dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
-def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's;
-    without any spread there is nothing to scale by, and the advantage is 0."""
+def advantages(rewards, cfg, lengths=None):
+    """Advantage of each response and which to keep, both [P, n], from rewards [P, n] and the responses' lengths [P, n]:
+    mean and std over the batch are those over its tokens (default: each response counts once). Standard deviations are
+    Bessel's; without any spread there is nothing to scale by, and the advantage is 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.reject in ("correct", "both"):
         keep[common.all_correct(rewards)] = False
     if cfg.reject in ("wrong", "both"):
         keep[common.all_wrong(rewards)] = False
+    weights = keep * (torch.ones_like(rewards) if lengths is None else lengths)
     adv = 2 * rewards - 1
     if cfg.baseline == "group":
         adv = adv - adv.mean(1, keepdim=True)
     elif cfg.baseline == "leave_one_out":
         adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
     elif cfg.baseline == "batch":
-        adv = adv - adv[keep].mean()
+        adv = adv - (weights * adv).sum() / weights.sum()
     if cfg.normalize == "group":
         adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
     elif cfg.normalize == "batch":
-        adv = adv / (adv[keep].std() + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
+        mean = (weights * adv).sum() / weights.sum()
+        std = ((weights * (adv - mean) ** 2).sum() / (weights.sum() - 1)).sqrt()
+        adv = adv / (std + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
     return adv, keep
 
 
@@ -83,7 +87,7 @@ def main():
         rewards = run.reward(rollouts)
         run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        adv, keep = advantages(rewards, cfg)
+        adv, keep = advantages(rewards, cfg, rollouts.lengths)
         # ---------------------------------------------------------------------------------------------------
         for batch in run.minibatches(rollouts, adv, keep):
             # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss

@@ -55,6 +55,15 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
 
 
 # ------------------------------------------------------------------------------------------------ the policy
+def logits_of(lm, hidden):
+    """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
+    Granite divides, Cohere multiplies, Gemma 2 caps."""
+    logits, config = lm.get_output_embeddings()(hidden), lm.config
+    logits = logits * getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
 class Policy(nn.Module):
     """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
     A `batch` is a rollout.Batch: prompts and responses (token ids), and per-token values laid end to end.
@@ -63,7 +72,8 @@ class Policy(nn.Module):
     temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
     blocks compute in bf16, reduce gradients in fp32 and recompute their activations in the backward pass.
     shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
-    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block.
+    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block. Raises ValueError
+    for a model that transformers computes otherwise.
     """
 
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
@@ -81,6 +91,7 @@ class Policy(nn.Module):
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.sharded = dist.is_initialized()
         self.requires_grad_(lr is not None).train(lr is not None)
+        self.refuse_other_models()
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
         if compile:
@@ -117,6 +128,29 @@ class Policy(nn.Module):
             lm.generation_config = found[0]
         return lm
 
+    @torch.no_grad()
+    def refuse_other_models(self):
+        """On rank 0, while its weights are whole and in fp32: raises ValueError if transformers computes other logprobs
+        than this class does, on a short probe."""
+        if rank() or self.lm.get_output_embeddings() is None or next(self.parameters()).is_cuda:
+            return
+        rng, ids = np.random.default_rng(0), min(self.vocab or self.lm.config.vocab_size, self.lm.config.vocab_size)
+        prompts, responses = [rng.integers(0, ids, n) for n in (5, 3)], [rng.integers(0, ids, n) for n in (11, 7)]
+        try:
+            packed = self(Pack(SimpleNamespace(prompts=prompts, responses=responses), [0, 1], "cpu"))[0]
+            self.lm.set_attn_implementation("eager")
+            alone = []
+            for prompt, response in zip(prompts, responses):
+                row = torch.from_numpy(np.concatenate([prompt, response]))
+                logits = self.lm(input_ids=row[None]).logits[0, len(prompt) - 1 : -1, : self.vocab] / self.temperature
+                alone.append(logits.log_softmax(-1).gather(1, row[len(prompt) :, None])[:, 0])
+            gap = (torch.cat(alone) - packed).abs().max().item()
+            if not gap < 1e-3:
+                raise ValueError(f"its logprobs would be {gap:.2g} nats off")
+        except ValueError as error:
+            raise ValueError(f"{type(self.lm).__name__} is not supported: {error}") from None
+        self.lm.set_attn_implementation("packed")
+
     def place(self, full: dict, device):
         """Move the shards to their device. Rank 0 hands out its weights, `full`, tensor by tensor, and each rank keeps
         its shards of them: only the host of rank 0 needs room for a whole model."""
@@ -146,7 +180,7 @@ class Policy(nn.Module):
 
     def head(self, hidden, targets, entropy_grad):
         """From the hidden states [N, hidden] that predict the tokens `targets` [N] to the two results of forward."""
-        logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
+        logits = logits_of(self.lm, hidden)[:, : self.vocab].float()
         logits = logits / self.temperature if self.temperature != 1 else logits
         logp = logits.log_softmax(-1)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):

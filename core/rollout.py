@@ -211,8 +211,12 @@ def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
     """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
     tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
     lengths = torch.as_tensor(lengths)
-    divisors = dict(token=lengths.sum(), sequence=len(lengths) * lengths, constant=len(lengths) * max_new_tokens)
-    return (1 / (divisors[norm] * torch.ones(len(lengths)))).repeat_interleave(lengths)
+    divisor = lengths.sum()
+    if norm == "sequence":
+        divisor = len(lengths) * lengths
+    elif norm == "constant":
+        divisor = torch.tensor(len(lengths) * max_new_tokens)
+    return (1 / divisor.float()).expand(len(lengths)).repeat_interleave(lengths)
 
 
 def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None) -> list[Batch]:
@@ -220,9 +224,10 @@ def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, togeth
     this order of the prompts (default: as sampled). adv: advantages of responses [P, n], or of tokens [N].
     together: micro-batches don't part the kept responses of a prompt.
 
-    A kept response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be
-    empty. Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update.
-    Raises ValueError for values of another shape."""
+    Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update. A kept
+    response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be empty.
+    With --loss_norm all_tokens every response is kept, the rejected ones with advantage 0, as in the code released with
+    arXiv 2504.11343. Raises ValueError for values of another shape."""
     batch, tokens, size = rollouts.batch, rollouts.tokens, rollouts.lengths.shape
     shape = lambda x: list(x.shape) if torch.is_tensor(x) else type(x).__name__
     if shape(adv) not in (list(size), shape(tokens.sampler)):
@@ -231,6 +236,9 @@ def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, togeth
     if shape(keep) != list(size) or keep.dtype != torch.bool:
         raise ValueError(f"keep is {shape(keep)}, {getattr(keep, 'dtype', '')}; it needs {list(size)}, torch.bool")
     tokens.adv = (rollouts.per_token(adv) if adv.dim() > 1 else adv).float()
+    if cfg.loss_norm == "all_tokens":
+        tokens.adv = tokens.adv * rollouts.per_token(keep)
+        keep = torch.ones_like(keep)
     tokens.weight, keep = torch.zeros_like(tokens.adv), keep.numpy()
     for name, value in vars(tokens).items():
         if shape(value) != shape(tokens.sampler):

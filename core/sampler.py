@@ -24,6 +24,8 @@ from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from core.config import bad_input
+from core.packing import refuse_attention
+from core.policy import logits_of
 from core.processes import rank, say, world
 
 
@@ -49,12 +51,17 @@ def uniforms(keys: np.ndarray, t: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------ plain torch
-def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, **kwargs):
+def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, sliding_window=None,
+                     softcap=None, s_aux=None, **kwargs):  # fmt: skip
     """Attention from new tokens to all tokens in a KV cache, to which the new ones are added first.
 
     query [R, heads, new, D]; key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. The cache has
-    each layer's [keys, values] by its index; "end", the tokens in them so far; "mask", what new tokens may see."""
+    each layer's [keys, values] by its index; "end", the tokens in them so far; "mask", what new tokens may see.
+    Raises ValueError for what it can't compute."""
+    refuse_attention(softcap, s_aux)
     start, end = cache["end"], cache["end"] + key.shape[2]
+    if sliding_window and end > sliding_window:
+        raise ValueError(f"sequences of {end} tokens exceed this model's attention window {sliding_window}")
     if module.layer_idx in cache:
         keys, values = cache[module.layer_idx]
         keys[:, :, start:end], values[:, :, start:end] = key, value
@@ -156,7 +163,7 @@ class TorchSampler:
         lengths = torch.full_like(rows, steps)
         share = top_p if temperature else 0.0  # greedy: the most likely token alone
         for t in range(steps):
-            logits = self.lm.get_output_embeddings()(hidden)[:, : self.vocab].float()
+            logits = logits_of(self.lm, hidden)[:, : self.vocab].float()
             logp = (logits / (temperature or 1)).log_softmax(-1)
             p = logp.exp()
             drawn_from = p if share == 1 else nucleus(p, share)
