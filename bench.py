@@ -114,6 +114,9 @@ def step(run, phase: str) -> dict:
     rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
     run._lap("time_verify")
     run.old_logprobs(rollouts)
+    if phase == "logprobs":
+        rollouts.tokens.old  # asks for the pass  # noqa: B018
+        run._lap("time_train")
     run.metrics.update(time_old=run.metrics["time_train"], time_train=None)
     for batch in run.minibatches(rollouts, *advantages(rewards, cfg)) if phase in ("all", "update") else ():
         run.update(batch, token_loss)

@@ -67,8 +67,8 @@ class Config:
     lr: float = arg(1e-6, "AdamW learning rate", above=0)
     max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
     loss_norm: Literal["token", "sequence", "constant", "all_tokens"] = arg(
-        "token", "what the loss is divided by: kept tokens; kept responses x own length; kept responses x MAX_NEW_TOKENS; "
-        "all tokens, with rejected responses in the batch at advantage 0")  # fmt: skip
+        "token", "what the loss is divided by: kept tokens; kept responses x own length; kept responses x "
+        "MAX_NEW_TOKENS; all tokens, with rejected responses in the batch at advantage 0")  # fmt: skip
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy in the loss", least=0)
     kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
@@ -167,7 +167,8 @@ class Run:
 
     An algorithm may use and change: cfg; problems; metrics, the step's, which log() writes; lr, the learning rate of
     the next update; checkpointed, {name: dict, or object with state_dict and load_state_dict} that checkpoints save and
-    begin() resumes. check(response, problem) -> score replaces the built-in grading; so does --check FILE.py.
+    begin() resumes; generator, a torch.Generator for the draws of a step, the same on every rank.
+    check(response, problem) -> score replaces the built-in grading; so does --check FILE.py.
 
     Rollouts, for P problems and n responses each, have: problems (P dicts), n, responses (P x n tuples), lengths [P, n]
     in tokens, on_policy [P, n], tokens (per-token values, N of them, all responses end to end) and per_token(x), which
@@ -235,9 +236,13 @@ class Run:
         self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
 
     def new_step(self):
-        """Forget the metrics of the last step and start the clock."""
+        """Forget the metrics of the last step, start the clock, and seed what is drawn in the step, so that a resumed
+        run draws what this one does."""
+        seed = int(np.random.SeedSequence([self.cfg.seed, self.step]).generate_state(1)[0])  # torch takes 32 bits
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0)
-        self.totals, self.updates, self.tried_updates, self.kept_tokens = {}, 0, 0, 0
+        self.totals, self.updates, self.tried_updates, self.kept_tokens, self.gap = {}, 0, 0, 0, None
         self.clock = time.perf_counter()
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
@@ -276,7 +281,6 @@ class Run:
                 self.step += 1
                 self.new_step()
                 self.stop = None
-                torch.manual_seed((self.cfg.seed << 32) + self.step)  # a resumed run then draws what this one would
                 yield self.step
                 if self.stop is None:
                     fail(f"step {self.step}: the loop did not call run.save(), which also leaves on Ctrl-C")
@@ -316,39 +320,48 @@ class Run:
         return rewards
 
     def old_logprobs(self, rollouts: Rollouts):
-        """Add to rollouts.tokens: `old`, logprobs of the policy as it is now; `ref`, the reference's, if one is kept;
-        and `entropy`, where the sampler has not given it.
+        """Add to rollouts.tokens: `old` and `entropy`, of the policy as it is now, and `ref`, the reference's logprobs.
 
-        Logprobs of an exact sampler are `old`, which saves a pass; the first update, which still sees the weights that
-        sampled, then measures `mismatch`. Rollouts that are not on-policy always take the pass."""
-        tokens, batch = rollouts.tokens, rollouts.batch
+        An exact sampler has given the first two. Else they take a pass of the policy, which is put off until somebody
+        asks for them; if nobody does before the updates, the pass leaves out what the first update will see anyway."""
+        tokens = rollouts.tokens
         self.sampler.sleep()
-        tokens.on_policy, tokens.old = rollouts.per_token(rollouts.on_policy), tokens.sampler.clone()
-        unknown = ~rollouts.on_policy.flatten().numpy() | (not self.sampler.exact)
-        rows = np.flatnonzero(unknown)
-        if len(rows):
-            index = batch.token_index(rows)
-            tokens.old[index], tokens.entropy[index] = self.policy.logprobs(batch.select(rows))
-        tokens.sampler = torch.where(tokens.on_policy, tokens.sampler, tokens.old)  # nothing to correct there
-        if not self.sampler.exact and tokens.on_policy.any():
-            gap = (tokens.old - tokens.sampler).abs()[tokens.on_policy]
-            self.metrics.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
+        tokens.on_policy = rollouts.per_token(rollouts.on_policy)
+        known = tokens.on_policy & self.sampler.exact
+        self.known = [torch.where(known, x, math.nan) for x in (tokens.sampler, tokens.entropy)]
+        if known.all():
+            tokens.old = tokens.sampler.clone()
+        else:
+            del tokens.entropy
+            tokens.compute = lambda: self._compute_old(rollouts, range(len(rollouts.responses)))
         if self.reference:
-            tokens.ref = self.reference.logprobs(batch)[0]
-            self.metrics["kl"] = kl_k3(tokens.old, tokens.ref).mean().item()
+            tokens.ref = self.reference.logprobs(rollouts.batch)[0]
         self._lap("time_train")
 
+    def _compute_old(self, rollouts: Rollouts, rows):
+        """Set tokens.old and tokens.entropy: the sampler's, or by a pass over these rows; NaN for what is left."""
+        old, entropy = self.known
+        rows = [row for row in rows if old[rollouts.batch.starts[row]].isnan()]
+        if rows:
+            part = rollouts.batch.select(rows)
+            old[part.index], entropy[part.index] = self.policy.logprobs(part)
+        rollouts.tokens.old, rollouts.tokens.entropy = old, entropy
+
     def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None) -> list[Batch]:
-        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update. An update with
-        nothing to learn from is skipped and counted. together: the kept responses to a prompt stay in one
-        micro-batch. order: indices of prompts, in which updates_per_step equal shares are cut (default: as sampled)."""
+        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, to be used in this
+        order. An update with nothing to learn from is skipped and counted. together: the kept responses to a prompt
+        stay in one micro-batch. order: indices of prompts, in which equal shares are cut (default: as sampled)."""
         with bad_input():  # values of a wrong shape
-            batches = split(rollouts, adv, keep, self.cfg, together, order)
-        filled = [batch for batch in batches if batch.responses]
+            parts = split(rollouts, adv, keep, self.cfg, together, order)
+        filled = [(rows, units) for rows, units in parts if len(rows)]
+        if "old" not in vars(rollouts.tokens):
+            seen_later = filled[0][0] if filled else []
+            self._compute_old(rollouts, np.setdiff1d(np.arange(len(rollouts.responses)), seen_later))
         self.metrics["kept"] = keep.float().mean().item()
-        self.metrics["skipped_updates"] += len(batches) - len(filled)
+        self.metrics["skipped_updates"] += len(parts) - len(filled)
         self.kept_tokens += int(rollouts.lengths[keep].sum())
-        return filled
+        self.rollouts = rollouts
+        return [rollouts.batch.select(rows, units) for rows, units in filled]
 
     def update(self, batch: Batch, token_loss):
         """One optimizer step on the sum over tokens of weight x (token_loss x truncated importance weight + KL term -
@@ -358,26 +371,35 @@ class Run:
         tokens, of a micro-batch, has as attributes [T]: old; adv; entropy (of the policy that sampled); sampler (its
         logprobs); on_policy; ref, if a reference is kept; weight, which normalises the loss; response, the number of
         the token's response, 0..B-1, which is never parted; position, its place in that; and the algorithm's own."""
-        cfg, m = self.cfg, self.metrics
+        cfg, m, first = self.cfg, self.metrics, self.tried_updates == 0
+        if not first and batch.values["old"].isnan().any():
+            raise RuntimeError("update() has to get the batches in the order in which minibatches() gives them")
 
         def objective(new, entropy, tokens):
-            loss, now = token_loss(new, tokens, cfg), new.detach()
+            now = new.detach()
+            # Gaps are left to the first update, in which the policy still is the old one.
+            tokens.old = torch.where(tokens.old.isnan(), now, tokens.old)
+            tokens.entropy = torch.where(tokens.entropy.isnan(), entropy.detach(), tokens.entropy)
+            loss = token_loss(new, tokens, cfg)
             loss, sums = loss if isinstance(loss, tuple) else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
             if getattr(loss, "shape", None) != new.shape:
                 got = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
                 fail(f"token_loss returned {got}; it needs {list(new.shape)}, one value per token")
             # Trainer against engine under the same weights. PPO's ratio is new policy against old, both by the trainer.
             if cfg.tis_cap and not self.sampler.exact:
-                loss = loss * (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
+                weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
+                loss = loss * torch.where(tokens.on_policy, weight, 1)
             if cfg.kl_coef:
-                loss = loss + cfg.kl_coef * dict(k2=kl_k2, k3=kl_k3)[cfg.kl_loss](new, tokens.ref)
+                kl = kl_k2 if cfg.kl_loss == "k2" else kl_k3
+                loss = loss + cfg.kl_coef * kl(new, tokens.ref)
             if cfg.entropy_coef:
                 loss = loss - cfg.entropy_coef * entropy
-            gap = (now - tokens.sampler).abs() * tokens.on_policy
-            return loss, sums | dict(mismatch=gap.sum(), mismatch_max=gap.max(), on_policy=tokens.on_policy.sum(),
-                                     ratio_max=(now - tokens.old).exp().max())  # fmt: skip
+            return loss, sums | dict(ratio_max=(now - tokens.old).exp().max())
 
-        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr)
+        seen = torch.zeros(2, int(batch.ends[-1])) if first else None
+        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr, seen)
+        if first:
+            self._learn_old(batch, *seen)
         self._lap("time_train")
         self.tried_updates += 1
         if not math.isfinite(stats["grad_norm"]):
@@ -387,12 +409,17 @@ class Run:
                 fail(f"step {self.step}: ten updates in a row without a finite gradient; lower --lr, then --resume")
             return
         self.failures, self.updates = 0, self.updates + 1
-        gap, largest, on_policy = (stats.pop(name) for name in ("mismatch", "mismatch_max", "on_policy"))
-        if m["mismatch"] is None and on_policy:
-            m["mismatch"], m["mismatch_max"] = gap / on_policy, largest
         for name, value in stats.items():
             last = self.totals.get(name, 0)
             self.totals[name] = max(last, value) if name.endswith("_max") else last + value
+
+    def _learn_old(self, batch: Batch, logprobs, entropies):
+        """From what the first update of a step saw, under the weights that sampled: fill the gaps in tokens.old and
+        tokens.entropy; and how far the sampler's logprobs are from the trainer's."""
+        tokens, index = self.rollouts.tokens, batch.index
+        tokens.old[index] = torch.where(tokens.old[index].isnan(), logprobs, tokens.old[index])
+        tokens.entropy[index] = torch.where(tokens.entropy[index].isnan(), entropies, tokens.entropy[index])
+        self.gap = (logprobs - tokens.sampler[index]).abs()[tokens.on_policy[index]]
 
     def evaluate(self):
         """Every eval_every steps, and before and after training: mean accuracy on the test problems."""
@@ -417,6 +444,13 @@ class Run:
         """Complete the step's metrics; write them to metrics.jsonl, and some rollouts to samples.jsonl; show them on
         the bar, or in a line where there is no terminal."""
         m, seconds = self.metrics, sum(self.metrics[name] or 0 for name in TIMES)
+        tokens, gap = rollouts.tokens, self.gap
+        if not self.sampler.exact:
+            gap = (tokens.old - tokens.sampler).abs()[tokens.on_policy]
+        if gap is not None and len(gap):
+            m.update(mismatch=gap.nanmean().item(), mismatch_max=gap[~gap.isnan()].max().item())
+        if self.reference:
+            m["kl"] = kl_k3(tokens.old, tokens.ref).nanmean().item()
         for name, total in self.totals.items():
             whole = self.updates if name in ("loss", "grad_norm") else self.kept_tokens
             m[name] = total if name.endswith("_max") else total / whole

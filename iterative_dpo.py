@@ -74,14 +74,13 @@ def main():
         common.fail("--samples_per_prompt 1: DPO compares a prompt's responses with each other; give 2 or more")
     run = common.Run(cfg)
     run.begin()
-    for step in run.steps():
+    for _ in run.steps():
         run.sync()
         rollouts = run.sample()
         rewards = run.reward(rollouts)
         run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        generator = torch.Generator().manual_seed((cfg.seed << 32) + step)
-        chosen, rejected = pairs(rewards, generator)
+        chosen, rejected = pairs(rewards, run.generator)
         pair, side = torch.zeros(rewards.numel(), dtype=torch.long), torch.zeros(rewards.numel())
         pair[chosen] = pair[rejected] = torch.arange(len(chosen))
         side[chosen], side[rejected] = 1, -1
@@ -91,7 +90,7 @@ def main():
         keep = adv != 0
         # ---------------------------------------------------------------------------------------------------
         for _ in range(cfg.epochs):
-            order = torch.randperm(len(rewards), generator=generator).tolist()
+            order = torch.randperm(len(rewards), generator=run.generator).tolist()
             for batch in run.minibatches(rollouts, adv, keep, together=True, order=order):
                 # It minimises the mean over pairs of pair_loss, plus the means over responses of kl_coef x KL to the
                 # initial policy and of -entropy_coef x entropy.

@@ -117,7 +117,8 @@ def main():
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
         # ---------------------------------------------------------------------------------------------------
-        critic_batches = common.split(rollouts, torch.ones_like(rewards), keep, cfg)  # also where no advantage is left
+        parts = common.split(rollouts, torch.ones_like(rewards), keep, cfg)  # all responses, whatever their advantages
+        critic_batches = [rollouts.batch.select(rows) for rows, _ in parts if len(rows)]
         for _ in range(cfg.epochs):
             for batch in critic_batches:
                 run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)

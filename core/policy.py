@@ -205,14 +205,15 @@ class Policy(nn.Module):
                 out[:, batch.token_index(rows)] = both
         return tuple(all_reduce(out))
 
-    def update(self, batch, token_loss, max_grad_norm=1.0, entropy_grad=False, lr=None) -> dict[str, float]:
+    def update(self, batch, token_loss, max_grad_norm=1.0, entropy_grad=False, lr=None, seen=None) -> dict[str, float]:
         """One optimizer step on loss = sum over tokens of batch.values["weight"] x token_loss.
 
         token_loss(new, entropy, tokens) -> (loss [T], stats). `tokens` has the batch's values as attributes, cut to the
         T tokens of the micro-batch; response [T], the number of the token's response in the micro-batch, 0..B-1; and
         position [T], its place in that response. stats are sums over tokens, except for names that end in _max, which
         are maxima. Returns the stats over all ranks, with loss and grad_norm. grad_norm is not finite when the update
-        had to be skipped. lr: the learning rate from now on.
+        had to be skipped. lr: the learning rate from now on. seen: a tensor [2, N] of zeros, to be filled with the
+        logprobs and entropies before the step, on every rank.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if lr is None else lr
@@ -224,6 +225,8 @@ class Policy(nn.Module):
             tokens["position"] = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
             tokens = SimpleNamespace(**{name: value.to(self.device) for name, value in tokens.items()})
             new, entropy = self(pack, entropy_grad)
+            if seen is not None and real:
+                seen[:, index] = torch.stack([new, entropy]).detach().float().cpu()
             losses, stats = token_loss(new, entropy, tokens)
             loss = real * (tokens.weight * losses).sum()
             (loss * world() if self.sharded else loss).backward()  # FSDP averages over the ranks; we want the sum
@@ -240,6 +243,8 @@ class Policy(nn.Module):
         self.optimizer.zero_grad()
         flat = lambda x: torch.tensor([float(value) for value in x.values()], dtype=torch.float64)
         sums, peaks = all_reduce(flat(totals)), all_reduce(flat(maxima), dist.ReduceOp.MAX)
+        if seen is not None:
+            all_reduce(seen)
         return dict(zip([*totals, *maxima], [*sums.tolist(), *peaks.tolist()]), grad_norm=norm.item())
 
     # -------------------------------------------------------------------------------------------- weights and files

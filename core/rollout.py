@@ -26,6 +26,7 @@ class Batch:
     responses: list[np.ndarray]
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     units: list[list[int]] | None = None
+    index: torch.Tensor | None = None  # of a part: the places of its tokens in the whole
 
     def __post_init__(self):
         self.ends = np.cumsum([len(r) for r in self.responses], dtype=np.int64)
@@ -41,11 +42,28 @@ class Batch:
         """The batch of these rows alone, per-token values included."""
         index = self.token_index(rows)
         values = {name: value[index] for name, value in self.values.items()}
-        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units)
+        return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units, index)
 
     def lengths(self) -> list[int]:
         """Tokens of each row, prompt and response together."""
         return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+
+
+class Tokens(SimpleNamespace):
+    """Per-token values [N] as attributes. `old` and `entropy` may be missing: whoever asks for them first makes
+    compute() set them, for all tokens."""
+
+    __slots__ = ("compute",)
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        self.compute = None
+
+    def __getattr__(self, name):
+        if name in ("old", "entropy") and self.compute:
+            self.compute()
+            return vars(self)[name]
+        raise AttributeError(f"tokens has no {name!r}; it has {', '.join(sorted(vars(self)))}")
 
 
 class Rollouts:
@@ -56,8 +74,9 @@ class Rollouts:
       lengths    tokens of each response, [P, n]
       on_policy  [P, n] bool: sampled by the current policy at the training temperature. The others (a teacher's, or
                  replayed ones) touch neither `mismatch` nor the truncated importance weight
-      tokens     per-token values [N], responses end to end: `sampler` and `entropy`, after old_logprobs() also `old`
-                 and `ref`, and whatever an algorithm adds: tokens.NAME = ... is tokens.NAME in token_loss
+      tokens     per-token values [N], responses end to end: `sampler`, the logprobs it gave; after old_logprobs() also
+                 `old`, `entropy` and, if a reference is kept, `ref`; and whatever an algorithm adds: tokens.NAME = ...
+                 here is tokens.NAME in token_loss
       keys       the random stream of each response, [P x n]
 
     grade() adds texts (P x n strings), scores, correct and boxed, each [P, n]."""
@@ -72,7 +91,7 @@ class Rollouts:
         ids, logprobs, entropies, self.finished = zip(*responses)
         self.lengths = torch.tensor([len(x) for x in ids]).view(-1, self.n)
         join = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.float32, copy=False))
-        self.tokens = SimpleNamespace(sampler=join(logprobs), entropy=join(entropies))
+        self.tokens = Tokens(sampler=join(logprobs), entropy=join(entropies))
         prompts = [p["prompt"] for p in problems for _ in range(self.n)]
         self.batch = Batch(prompts, list(ids), vars(self.tokens))
 
@@ -97,7 +116,7 @@ class Rollouts:
             metrics["check_errors"] = self.check_errors
         return metrics | dict(
             accuracy=mean(right), all_correct=mean(right.all(1)), all_wrong=mean(~right.any(1)), boxed=mean(self.boxed),
-            length=mean(self.lengths), truncated=1 - mean(self.finished), entropy=mean(self.tokens.entropy),
+            length=mean(self.lengths), truncated=1 - mean(self.finished), entropy=self.tokens.entropy.nanmean().item(),
             verify_timeouts=self.timeouts)  # fmt: skip
 
     def show(self, row: int, tokenizer) -> dict:
@@ -219,10 +238,10 @@ def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
     return (1 / divisor.float()).expand(len(lengths)).repeat_interleave(lengths)
 
 
-def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None) -> list[Batch]:
-    """The kept responses, keep [P, n], as one Batch per update, each with an equal share of the kept prompts, taken in
-    this order of the prompts (default: as sampled). adv: advantages of responses [P, n], or of tokens [N].
-    together: micro-batches don't part the kept responses of a prompt.
+def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None) -> list[tuple]:
+    """The kept responses, keep [P, n], as (rows, units) of one Batch per update, see Batch.select, each with
+    an equal share of the kept prompts, taken in this order of the prompts (default: as sampled). adv: advantages of
+    responses [P, n], or of tokens [N]. together: micro-batches don't part the kept responses of a prompt.
 
     Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update. A kept
     response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be empty.
@@ -250,7 +269,7 @@ def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, togeth
     moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
     if together:
         moves = keep & moves.any(1, keepdims=True)
-    rows, batches = np.arange(keep.size).reshape(keep.shape), []
+    rows, parts = np.arange(keep.size).reshape(keep.shape), []
     prompts = [i for i in (range(len(keep)) if order is None else order) if keep[i].any()]
     for share in np.array_split(np.array(prompts, dtype=np.int64), cfg.updates_per_step):
         kept = rows[share][keep[share]]
@@ -260,5 +279,5 @@ def split(rollouts: Rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, togeth
         counts, units = moves[share].sum(1), None
         if together:
             units = [unit.tolist() for unit in np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1]) if len(unit)]
-        batches.append(batch.select(rows[share][moves[share]], units))
-    return batches
+        parts.append((rows[share][moves[share]], units))
+    return parts
