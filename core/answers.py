@@ -5,13 +5,13 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-LONGEST = 500  # characters; a longer answer is only compared as a string (gold answers reach 200)
+LONGEST = 500  # characters; of longer ones only integers and equal strings are right (gold answers reach 200)
 
 # --- the text of an answer, from a response or a field of a data set ---
 
-INNER = r"[^{}\\]|\\."
+INNER = r"[0-9]++|[^{}\\]|\\."
 for _ in range(9):  # braces in braces; possessive (*+), so hostile text costs no backtracking
-    INNER = rf"[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
+    INNER = rf"[0-9]++|[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
                     r"<answer>|\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)
@@ -34,7 +34,7 @@ def extract(response: str, strict: bool = True) -> str | None:
     phrases = list(PHRASE.finditer(text)) if boxed is None else []
     if not phrases:
         return boxed if boxed is not None or strict else next(reversed(LAST.findall(text)), None)
-    text = phrases[-1].group(1) or text[phrases[-1].end() :][:LONGEST]
+    text = phrases[-1].group(1) or text[phrases[-1].end() :]
     text = text[FILLER.match(text).end() :]
     if formula := FORMULA.match(text):
         return formula[2] + (formula[3] or "")
@@ -61,8 +61,8 @@ SAME = dict(pair.split(" ", 1) for pair in (
     r"− -|– -|× \times |· \cdot |π \pi |∞ \infty |° |≤ \le |≥ \ge |≠ \ne |∪ \cup |∈ \in |"
     r"∅ \emptyset |± \pm |√ \sqrt |½ \frac{1}{2}|² ^2|³ ^3|≈ \approx |’ '|\dfrac \frac|\tfrac \frac|"
     r"\cfrac \frac|\geqslant \ge |\geq \ge |>= \ge |\leqslant \le |\leq \le |<= \le |\neq \ne |!= \ne |\lt <|\gt >|"
-    r"\langle (|\rangle )|\varnothing \emptyset|\left |\right |\big |\Big |\displaystyle |\quad  |\qquad  |~  |\$ |"
-    r"$ |" "\0 |\x1f |" r'" |** ^|{bmatrix} {pmatrix}|'
+    r"\langle (|\rangle )|\lbrace \{|\rbrace \}|\varnothing \emptyset|\left |\right |\displaystyle |\quad  |\qquad  |"
+    r'~  |\$ |$ |" |** ^|{bmatrix} {pmatrix}|'
     r"\{\} \emptyset|\degree ").split("|"))  # fmt: skip
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta"
@@ -72,11 +72,16 @@ NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,3}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,3}}\}}))?")
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
 SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
+CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all of them but tab and line ends
+SEPARATOR = r"(?:,|\s++|(?:\{,\}|,?\\[!,;: ])\s*+)"
+INTEGER = re.compile(rf"([-+]?)([0-9]{{1,3}}(?:{SEPARATOR}[0-9]{{3}})++|[0-9]++)(?:\.0*+)?+")
 REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
 RULES = [(re.compile(pattern), new) for pattern, new in (
-    (r"(?<!\\)\\[()\[\]]", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
+    (r"\\(?:(?<!\\\\)(?:[()\[\]]|$)|[bB]igg?[lmr]?(?![A-Za-z]))", ""),
+    (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
     (rf"^(?:{TEXT})?(?i:no (?:real )?solutions?|(?:the )?empty set)\}}?$", r"\\emptyset"),
     (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),  # 1\,000 first
+    (r"^ +| +$", ""), (r"\{ *([/:]) *\}", r"\1"),
     (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
     (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
@@ -112,9 +117,21 @@ def number(text: str) -> Fraction | None:
     return -value if match[1] == "-" else value
 
 
+def as_string(answer: str) -> str:
+    """How an answer longer than LONGEST is compared: an integer by its digits, which int() would be slow or refuse to
+    read, anything else as it stands; "" if it has control characters."""
+    answer = "" if CONTROL.search(answer) else answer.replace("\u2212", "-").strip("$\\ \t\r\n")
+    if not (match := INTEGER.fullmatch(answer)):
+        return answer
+    return match[1].strip("+") + (re.sub("[^0-9]", "", match[2]).lstrip("0") or "0")
+
+
 @lru_cache(4096)
 def normalise(answer: str) -> str:
-    r"""A form that equal answers mostly share, also for votes: 1,\!234 is 1234, \dfrac12 1/2, 5 \text{ cm} 5"cm"."""
+    r"""A form that equal answers mostly share, also for votes: 1,\!234 is 1234, \dfrac12 1/2, 5 \text{ cm} 5"cm". What
+    has control characters is no answer: ""."""
+    if CONTROL.search(answer):
+        return ""
     answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
     for pattern, new in () if answer.isdecimal() else RULES:
         answer = pattern.sub(new, answer)

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # a worker; the training process imports none of it
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 else:
-    from core.answers import LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
+    from core.answers import LONGEST, as_string, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 MEMORY = 400 * 2**20  # bytes of address space of a worker, which needs a fifth of that
@@ -150,7 +150,8 @@ def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
     for response, gold in pairs:
         answer, gold = extract(response, strict) or "", gold_answer(gold)
         try:
-            right = quick(answer, gold) if max(len(answer), len(gold)) <= LONGEST else answer.strip() == gold
+            short = max(len(answer), len(gold)) <= LONGEST
+            right = quick(answer, gold) if short else bool(text := as_string(answer)) and text == as_string(gold)
         except Exception:  # a limit of Python's, on hostile text
             right = False
         if isinstance(right, tuple):
