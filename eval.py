@@ -272,8 +272,8 @@ def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
     n, difference = min(right_a.shape[1], right_b.shape[1]), right_b.mean(1) - right_a.mean(1)
     curve_a, curve_b = (pass_at_k(right.sum(1), right.shape[1])[:, :n] for right in (right_a, right_b))
     ks, python = [2**i for i in range(n.bit_length())], [count("python", x["response"]) > 0 for x in (a, b)]
-    return dict(difference=with_interval(difference), p=permutation_p(difference), ks=ks,
-                delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1]),
+    return dict(difference=with_interval(difference, least=-1), p=permutation_p(difference), ks=ks,
+                delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1], least=-1),
                 solvable=solvable(right_a.sum(1), right_b.sum(1)), crossing=crossing(curve_a.mean(0), curve_b.mean(0)),
                 transitions=transitions(python[0], right_a, python[1], right_b),
                 gap=float(curve_a[:, -1].mean() - right_b.mean()))  # fmt: skip

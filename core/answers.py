@@ -7,14 +7,14 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-LONGEST = 500  # characters; a longer answer is only compared as a string (gold answers have up to 200)
+LONGEST = 500  # characters; of longer answers only integers and equal strings can be right (gold answers: up to 200)
 
 # ------------------------------------------------------------------------------------------------ extracting
-# What a box holds: characters, escaped characters, and braces within braces, up to nine deep. The repetitions are
-# possessive (*+), so that hostile text costs no backtracking.
-INNER = r"[^{}\\]|\\."
+# What a box holds: numbers, characters, escaped characters, and braces within braces, up to nine deep. The repetitions
+# are possessive (*+), so that hostile text costs no backtracking.
+INNER = r"[0-9]++|[^{}\\]|\\."
 for _ in range(9):
-    INNER = rf"[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
+    INNER = rf"[0-9]++|[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 # What announces an answer: "the answer is", "Result:", "####", "<answer>"; or "$x$ is the answer", where group 1 is x.
 PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
@@ -47,7 +47,7 @@ def extract(response: str, strict: bool = True) -> str | None:
         numbers = [] if strict else LAST.findall(text)
         return numbers[-1] if numbers else None
     last = phrases[-1]
-    text = last.group(1) or text[last.end() :][:LONGEST]
+    text = last.group(1) or text[last.end() :]
     text = text[FILLER.match(text).end() :]
     if formula := FORMULA.match(text):
         return formula[2] + (formula[3] or "")
@@ -84,9 +84,9 @@ SAME = {
     "½": r"\frac{1}{2}", "²": "^2", "³": "^3", "≈": r"\approx ", "’": "'", r"\dfrac": r"\frac", r"\tfrac": r"\frac",
     r"\cfrac": r"\frac", r"\geqslant": r"\ge ", r"\geq": r"\ge ", ">=": r"\ge ", r"\leqslant": r"\le ",
     r"\leq": r"\le ", "<=": r"\le ", r"\neq": r"\ne ", "!=": r"\ne ", r"\lt": "<", r"\gt": ">",
-    r"\langle": "(", r"\rangle": ")", r"\varnothing": r"\emptyset", r"\left": "", r"\right": "", r"\big": "",
-    r"\Big": "", r"\displaystyle": "", r"\quad": " ", r"\qquad": " ", "~": " ", r"\$": "", "$": "", "\0": "",
-    "\x1f": "", '"': "", "**": "^", "{bmatrix}": "{pmatrix}", r"\{\}": r"\emptyset", r"\degree": "",
+    r"\langle": "(", r"\rangle": ")", r"\varnothing": r"\emptyset", r"\left": "", r"\right": "",
+    r"\lbrace": r"\{", r"\rbrace": r"\}", r"\displaystyle": "", r"\quad": " ", r"\qquad": " ", "~": " ", r"\$": "",
+    "$": "", '"': "", "**": "^", "{bmatrix}": "{pmatrix}", r"\{\}": r"\emptyset", r"\degree": "",
 }  # fmt: skip
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta"
@@ -96,6 +96,9 @@ NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,3}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,3}}\}}))?")
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
 SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
+CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all of them but tab and line ends
+SEPARATOR = r"(?:,|\s++|(?:\{,\}|,?\\[!,;: ])\s*+)"
+INTEGER = re.compile(rf"([-+]?)([0-9]{{1,3}}(?:{SEPARATOR}[0-9]{{3}})++|[0-9]++)(?:\.0*+)?+")
 REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
 
 
@@ -119,12 +122,14 @@ def decimal_value(match) -> str:
 
 # In this order. The unit of a number is put behind it in quotation marks, 5"cm", which cannot occur otherwise.
 RULES = [(re.compile(pattern), new) for pattern, new in (
-    # \( \) \[ \]; {\rm cm}; ^\circ
-    (r"(?<!\\)\\[()\[\]]", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
+    # \( \) \[ \], a backslash at the end, \big and its like; {\rm cm}; ^\circ
+    (r"\\(?:(?<!\\\\)(?:[()\[\]]|$)|[bB]igg?[lmr]?(?![A-Za-z]))", ""),
+    (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
     # no solution
     (rf"^(?:{TEXT})?(?i:no (?:real )?solutions?|(?:the )?empty set)\}}?$", r"\\emptyset"),
-    # 1\,000 and 1{,}000, before every other space in LaTeX becomes a plain one
+    # 1\,000 and 1{,}000, before every other space in LaTeX becomes a plain one; 3{/}4
     (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),
+    (r"^ +| +$", ""), (r"\{ *([/:]) *\}", r"\1"),
     # 1 and 2, 1 or 2
     (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
     # 50\%, 50 percent
@@ -172,10 +177,21 @@ def number(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
+def as_string(answer: str) -> str:
+    """How an answer longer than LONGEST is compared: an integer by its digits, which int() would be slow or refuse to
+    read, anything else as it stands; "" if it has control characters."""
+    answer = "" if CONTROL.search(answer) else answer.replace("\u2212", "-").strip("$\\ \t\r\n")
+    if not (match := INTEGER.fullmatch(answer)):
+        return answer
+    return match[1].strip("+") + (re.sub("[^0-9]", "", match[2]).lstrip("0") or "0")
+
+
 @lru_cache(4096)
 def normalise(answer: str) -> str:
     r"""An answer in the form that most equal answers share, also for votes: 1,\!234 becomes 1234, \dfrac12 1/2, and
-    5 \text{ cm} 5"cm". Only the first LONGEST characters count."""
+    5 \text{ cm} 5"cm". Only the first LONGEST characters count. What has control characters is no answer: ""."""
+    if CONTROL.search(answer):
+        return ""
     answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
     if not answer.isdecimal():
         for pattern, new in RULES:

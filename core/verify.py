@@ -22,7 +22,7 @@ if __name__ == "__main__":  # a worker: it alone needs sympy, which the training
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 else:
-    from core.answers import LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
+    from core.answers import LONGEST, as_string, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 START_DEADLINE = 60  # seconds for a worker to import sympy and pick its item up
@@ -192,7 +192,10 @@ def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
     for response, gold in pairs:
         answer, gold = extract(response, strict) or "", gold_answer(gold)
         try:
-            verdict = quick(answer, gold) if max(len(answer), len(gold)) <= LONGEST else answer.strip() == gold
+            if max(len(answer), len(gold)) <= LONGEST:
+                verdict = quick(answer, gold)
+            else:
+                verdict = as_string(answer) != "" and as_string(answer) == as_string(gold)
         except Exception:  # hostile text can reach a limit of Python's, such as the digits of an int
             verdict = False
         if isinstance(verdict, tuple):  # undecided

@@ -117,26 +117,6 @@ def test_maj_at_1_without_abstentions_is_the_accuracy_and_large_n_stays_finite()
 
 
 # ------------------------------------------------------------------------------------------------ intervals and tests
-@pytest.mark.slow
-def test_the_interval_covers_the_truth_in_93_to_97_percent_of_simulated_evaluations():
-    rng = np.random.default_rng(1)
-    for problems in (30, 100):
-        inside, trials = 0, 500
-        for trial in range(trials):
-            share = rng.beta(0.4, 0.6, problems)  # the truth: mean difficulty 0.4
-            _, low, high = evaluation.with_interval(rng.binomial(8, share) / 8, draws=1000, seed=trial)
-            inside += low <= 0.4 <= high
-        assert 0.93 <= inside / trials <= 0.97
-
-
-def test_the_interval_of_columns_is_that_of_each_and_of_equal_values_a_point():
-    values = np.random.default_rng(0).random((20, 3))
-    together = evaluation.with_interval(values)
-    np.testing.assert_allclose(together, [evaluation.with_interval(values[:, k]) for k in range(3)])
-    assert evaluation.with_interval([0.25] * 9) == pytest.approx([0.25, 0.25, 0.25])
-    assert evaluation.with_interval([1.0]) == [1, 1, 1]
-
-
 def test_permutation_p_by_hand():
     # Four differences of 1: the two extreme of 16 sign patterns, 2/16, estimated from 10,000 draws.
     assert evaluation.permutation_p([1, 1, 1, 1]) == pytest.approx(0.125, abs=0.02)

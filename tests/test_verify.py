@@ -456,3 +456,85 @@ def timed(pairs) -> float:
     began = time.perf_counter()
     verify_all(pairs)
     return time.perf_counter() - began
+
+
+# ------------------------------------------------------------------------------- spaces, sizes, what cannot be seen
+SPACED = r"""
+5\  ; 5
+\ 5 \  ; 5
+\ 1,234\  ; 1234
+5\text{ cm}\  ; 5\text{ cm}
+3{\,/\,}4 ; 3/4
+3{:}4 ; 3:4
+\lbrace 1,2\rbrace ; \{1,2\}
+\left\lbrace 1,2\right\rbrace ; \{1,2\}
+\bigl\lbrace 1,2\bigr\rbrace ; \{1,2\}
+\bigl(2,3\bigr) ; (2,3)
+\Bigl(2,3\Bigr) ; (2,3)
+\biggl(2,3\biggr) ; (2,3)
+\Biggl(2,3\Biggr) ; (2,3)
+\bigg(2,3\bigg) ; (2,3)
+\bigl[2,3\bigr) ; [2,3)
+\bigl|x\bigr| ; |x|
+"""
+
+
+@pytest.mark.parametrize("answer, gold", [line.split(" ; ") for line in SPACED.strip().splitlines()])
+def test_spaces_and_the_size_of_brackets_make_no_difference(answer, gold):
+    assert verify(rf"\boxed{{{answer}}}", gold)
+
+
+def test_a_command_that_begins_like_a_size_and_a_row_break_stay():
+    assert normalise(r"\bigcup_{k}A_k") == r"\bigcup_kA_k"
+    assert verify(r"\boxed{\begin{pmatrix}1\\ 2\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}")
+
+
+CONTROLS = [chr(i) for i in (*range(9), 11, 12, *range(14, 32), *range(127, 160))]
+
+
+@pytest.mark.parametrize("character", CONTROLS, ids=ascii)
+def test_an_answer_with_control_characters_is_wrong(character):
+    long = "7" * 600
+    assert not verify(rf"\boxed{{52{character}}}", "52") and not verify(rf"\boxed{{5{character}2}}", "52")
+    assert not verify(f"The answer is 5{character}2", "52") and not verify(rf"\boxed{{{long}{character}}}", long)
+
+
+def test_tabs_and_line_ends_are_white_space():
+    assert verify("\\boxed{\n52\r\n}", "52") and verify("\\boxed{\t52\t}", "52")
+
+
+LONG_INTEGERS = [  # of 601 digits or more; the last two are longer than what int() agrees to read
+    ("1" + "234" * 200, "+1" + "234" * 200), ("001" + "234" * 200, "1" + "234" * 200),
+    ("1" + ",234" * 200, "1" + "234" * 200), ("1" + "{,}234" * 200, "1" + "234" * 200),
+    ("1" + r"\,234" * 200, "1" + "234" * 200), ("1" + " 234" * 200, "1" + "234" * 200),
+    ("1" + "234" * 200 + ".0", "1" + "234" * 200), ("$1" + "234" * 200 + "$", "1" + "234" * 200),
+    ("\u2212" + "7" * 600, "-" + "7" * 600), ("1" + ",234" * 125, "1" + "234" * 125), ("0" * 600, "0"),
+    ("7" * 5000, "7" * 5000), ("7" * 19_000, "+" + "7" * 19_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, gold", LONG_INTEGERS, ids=lambda text: f"{text[:9]}, {len(text)}")
+def test_equal_integers_of_any_length_are_right(answer, gold):
+    assert verify(rf"\boxed{{{answer}}}", gold)
+    assert verify(f"The answer is ${answer.strip('$')}$.", gold)
+    assert not verify(rf"\boxed{{{answer}}}", gold[:-1] + "1") and not verify(rf"\boxed{{{answer}}}", gold + "1")
+
+
+def test_long_integers_that_differ_are_wrong():
+    long = "7" * 600
+    for answer in ("-" + long, long + ".5", f"{long},{long}", "7777" + ",777" * 200, long + "7", ""):
+        assert not verify(rf"\boxed{{{answer}}}", long), answer
+    assert not verify(f"The answer is {long}", long[:500])
+    assert not verify(r"\boxed{}", "0" * 600) and not verify(rf"\boxed{{{' ' * 600}}}", " " * 600)
+
+
+DIGITS = ["\\boxed{" + "1" * 50_000, "\\boxed{" + "1 " * 25_000 + "}", "\\boxed{1" + " 111" * 12_000 + "x}",
+          "\\boxed{111" * 5000, "\\boxed{" + "0" * 50_000 + "x}", "answer is " + "1,111" * 3800,
+          "answer is $" + "1" * 19_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DIGITS, ids=lambda text: f"{text[:10]!r}, {len(text)}")
+def test_long_digits_are_answered_at_once(text):
+    began = time.perf_counter()
+    assert not any(verify(text, gold, strict) for gold in ("17", "1" * 600) for strict in (True, False))
+    assert time.perf_counter() - began < 1
