@@ -41,22 +41,20 @@ for path, flags in {jobs!r}:
 
 @pytest.fixture(scope="session")
 def two_processes(request, few, tmp_path_factory):
-    """two_processes(script): the folder of the same three steps under torchrun. One start of it runs all algorithms, one
-    after the other."""
+    """two_processes(script): the folder of the same three steps under torchrun, which is started once for all six."""
     folder, fork = tmp_path_factory.mktemp("two"), request.config.option.fork
     done = []
 
     def run(script):
-        if not done:
-            if fork:
-                command, path = [script.path, "--out", folder / script.name, *few(script)], f"{script.path.parent}:{ROOT}"
-            else:
-                flags = lambda name: ["--out", str(folder / name), *few(script)]
-                jobs = [(str(ROOT / f"{name}.py"), flags(name)) for name in ALGORITHMS]
-                (folder / "all.py").write_text(IN_TURN.format(jobs=jobs))
-                command, path = [folder / "all.py"], str(ROOT)
-            done.append(output_of(*TORCHRUN, *command, PYTHONPATH=path))
-            assert done[0].count("first prompt") == (1 if fork else len(ALGORITHMS))  # one of the two speaks
+        if not done and fork:
+            flags = ["--out", folder / script.name, *few(script)]
+            done.append(output_of(*TORCHRUN, script.path, *flags, PYTHONPATH=f"{script.path.parent}:{ROOT}"))
+            assert done[0].count("first prompt") == 1  # one of the two speaks
+        elif not done:
+            jobs = [(str(ROOT / f"{name}.py"), ["--out", str(folder / name), *few(script)]) for name in ALGORITHMS]
+            (folder / "in_turn.py").write_text(IN_TURN.format(jobs=jobs))
+            done.append(output_of(*TORCHRUN, folder / "in_turn.py", PYTHONPATH=str(ROOT)))
+            assert done[0].count("first prompt") == len(ALGORITHMS)
         return folder / script.name
 
     return run
