@@ -44,8 +44,9 @@ class Config(common.Config):
 
 
 def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's;
-    without any spread there is nothing to scale by, and the advantage is 0."""
+    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
+
+    Without any spread there is nothing to scale by, and the advantage is 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.reject in ("correct", "both"):
         keep[common.all_correct(rewards)] = False

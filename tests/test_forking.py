@@ -290,7 +290,7 @@ def test_together_the_responses_of_a_prompt_are_never_parted(tiny_path):
 EDITS = {
     "for _ in run.steps():": "for step in run.steps():\n        run.lr = cfg.lr / step",
     "    run.begin()":
-        "    memory = run.checkpointed['memory'] = Memory()\n    notes = run.checkpointed['notes'] = {}\n    run.begin()",
+        "    memory, notes = Memory(), {}\n    run.checkpointed.update(memory=memory, notes=notes)\n    run.begin()",
     "        run.old_logprobs(rollouts)":
         "        memory.add(rollouts)\n        notes['rewards'] = [*notes.get('rewards', []), rewards.mean().item()]\n"
         "        run.metrics['remembered'] = memory.sum.sum()\n        run.old_logprobs(rollouts)",
