@@ -161,8 +161,8 @@ def test_real_problems_that_the_tiny_model_cannot_solve(train, tiny_path, tmp_pa
     """No reward, so nothing to learn: every update is skipped and counted, and the model stays as it was."""
     if not REAL.exists():
         pytest.skip(f"no {REAL.name}")
-    flags = f"--template plain --steps 2 --max_new_tokens 32 --prompts_per_step 8 --limit 99 --eval_problems 10 --data {REAL}"
-    assert train(tmp_path / "run", base=flags.split(), curves=True) == 0
+    flags = "--template plain --steps 2 --max_new_tokens 32 --prompts_per_step 8 --limit 99 --eval_problems 10".split()
+    assert train(tmp_path / "run", "--data", REAL, base=flags, curves=True) == 0
     rows = metrics(tmp_path / "run")  # which also fails on a NaN
     for row in rows[1:]:
         assert row["reward"] == row["accuracy"] == 0 and row["all_wrong"] == 1 and row["kept"] == 1
