@@ -4,10 +4,9 @@
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
 
-A step samples with the end token suppressed (every response has new_tokens tokens); the reward is a share of the token
-ids, so that a random model has mixed groups. Utilisation counts the FLOPs of matrix products (2 x parameters a token
-forward, 4 x backward; causal attention; the head on responses; prompts once for each response) against a matrix product
-of 4,096 measured in the same run, after the steps.
+No token ends a response: each has new_tokens tokens. Rewards depend on token ids alone, so that even a random model has
+mixed groups. Utilisation compares the FLOPs of matrix products (2 x parameters per token forward, 4 x backward; causal
+attention; the head on response tokens; a prompt once per response) with a product of size 4,096 in the same run.
 """
 
 import json
@@ -39,7 +38,7 @@ ARCHS = {
     "32b": (5120, 64, 40, 8, 27648, 152064, False),
 }
 PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
-FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
+FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in FLOPs of a forward pass
 
 
 @dataclass
@@ -50,12 +49,12 @@ class Options(Config):
     samples: int = arg(4, "responses per prompt", least=1)
     new_tokens: int = arg(64, "tokens of each response", least=1)
     updates: int = arg(4, "optimizer steps per step", least=1)
-    steps: int = arg(8, "timed steps, after one that warms up", least=1)
+    steps: int = arg(8, "timed steps, after one that is not timed", least=1)
     on_tiny = dict(steps=8, eval_data="", reference=False)
 
 
 class RandomPolicy(common.Policy):
-    """Its weights are drawn by rank 0, on a lone GPU or else on the CPU, not read from a folder."""
+    """Random weights instead of those in a folder. Rank 0 draws them: on the GPU if it is alone, else on the CPU."""
 
     def load(self, model, config, **how):
         torch.manual_seed(0)
@@ -65,7 +64,7 @@ class RandomPolicy(common.Policy):
 
 
 def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
-    """FLOP/s of a square matrix product in the compute precision, the best of repeated runs, over all ranks."""
+    """FLOP/s of a product of two square matrices in the compute precision: the best of several, summed over ranks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     rate, end = 0.0, time.perf_counter() + seconds
@@ -77,7 +76,7 @@ def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
-    """Matrix-product FLOPs of one forward pass over sequences of these prompt lengths, each with new_tokens more."""
+    """FLOPs of the matrix products of a forward pass over prompts of these lengths, each with new_tokens more."""
     head = lm.get_output_embeddings().weight.numel()
     tables = {id(w): w.numel() for w in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)}
     body = sum(p.numel() for p in lm.parameters() if p.dim() > 1) - sum(tables.values())
@@ -86,7 +85,7 @@ def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
 
 
 def open_run(cfg, folder: str):
-    """A training run on made-up prompts of 16 to 24 characters, which look like arithmetic, but for its loop."""
+    """A training run without its loop, on made-up prompts of 16 to 24 characters that look like arithmetic."""
     file, count = Path(folder, "prompts.jsonl"), cfg.prompts * (cfg.steps + 1)
     texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(count)]
     file.write_text("".join(json.dumps(dict(problem=text, answer="0")) + "\n" for text in texts))
@@ -98,14 +97,15 @@ def open_run(cfg, folder: str):
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
     run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
-    ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
-    run.invented = Rollouts(run.problems[: cfg.prompts], [(x, *np.zeros((2, len(x)), "f4"), True) for x in ids])
-    run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: all of it
+    zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
+    ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
+    run.invented = Rollouts(run.problems[: cfg.prompts], [(row, zeros, zeros, True) for row in ids])
+    run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: the whole vocabulary
     return run
 
 
 def step(run, phase: str) -> dict:
-    """The metrics of one step, or of one phase of it; responses are invented where sampling is not to be timed."""
+    """The metrics of one step, or of one phase of it. If sampling is not timed, the responses are invented."""
     cfg, start = run.cfg, time.perf_counter()
     run.new_step()
     run.sync()
@@ -138,13 +138,14 @@ def main():
                   matmul_gflops=rate / 1e9, floor=4 * forward / rate)  # fmt: skip
     common.say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
     for name in ("step", *PHASES):
-        seconds = sorted(lap[PHASES.get(name, "step")] or 0 for lap in laps[1:])  # the first lap warms up
+        seconds = sorted(lap[PHASES.get(name, "step")] or 0 for lap in laps[1:])  # the first is not timed
         middle = float(np.median(seconds))
-        if cfg.phase in ("all", name) and middle > 1e-4:
+        spared = name == "logprobs" and run.sampler.exact and not run.reference  # nothing to compute
+        if cfg.phase in ("all", name) and middle > 1e-4 and not spared:
             use = FLOPS.get(name, 0) * forward / rate / middle
             result[name] = dict(seconds=middle, fastest=seconds[0], slowest=seconds[-1], utilisation=use)
             common.say(f"{name:10}{middle:9.3f}{seconds[0]:9.3f}{seconds[-1]:9.3f}{tokens / middle:11.0f}{use:13.2f}")
-    common.say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB a process")
+    common.say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB per process")
     common.say(json.dumps(result))
 
 

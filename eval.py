@@ -6,10 +6,10 @@ r"""Evaluate models: accuracies with intervals, comparisons with p-values, and t
     python eval.py --rescore generations.jsonl                            grade saved responses, without a model
     python eval.py --compare out/eval-tiny out/eval-grpo-tiny-s0-final    the first is the baseline of the others
     python eval.py --sweep temperature=0,0.5,1                            or top_p, max_new_tokens, template, ...
-    python eval.py --wrong out/eval-tiny/tiny.jsonl --reflect " wait"     can it mend its own wrong solutions?
+    python eval.py --wrong out/eval-tiny/tiny.jsonl --reflect " wait"     can it correct its own wrong solutions?
 
-The output folder gets BENCHMARK.jsonl, every response; summary.json, compare.json or sweep.json, all numbers and every
-setting that moves them; and its figure. The same command continues an interrupted evaluation.
+The output folder gets BENCHMARK.jsonl with every response; summary.json, compare.json or sweep.json with all numbers
+and every setting that moves them; and a figure of the same name. The same command continues an interrupted evaluation.
 """
 
 import json
@@ -34,9 +34,9 @@ from core.rollout import Batch, examine, score
 from core.verify import extract, last_boxed, normalise
 
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
-MAY_DIFFER = set("bench seeds out ks processes versions hardware tp vllm_memory".split())  # when one is continued
+MAY_DIFFER = set("bench seeds out ks processes versions hardware tp vllm_memory".split())  # in a continued evaluation
 SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
-BEHAVIOURS = {  # patterns, counted per response: a lower bound on what the judge of arXiv 2503.01307 would find
+BEHAVIOURS = {  # patterns, counted per response: fewer matches than the judge model of arXiv 2503.01307 would find
     "backtracking": r"try (a different|another|again)|start over|go back|(does|did)(n't| not) work|alternatively",
     "verification": r"double[- ]check|\bverify|\bto check|\bcheck (that|if|our|the|this|my)|this works|too (high|low)",
     "subgoal": r"\bfirst,|\bnext,|\bstep \d|need to (find|compute|determine|calculate)",
@@ -47,19 +47,19 @@ BEHAVIOURS = {  # patterns, counted per response: a lower bound on what the judg
 @dataclass
 class Config:
     # what is evaluated on what
-    model: str = arg("tiny", "alias (README lists them), hub id or local folder, such as a run's final/")
-    bench: str = arg("", "benchmarks or files, by comma (README lists them; default: the model's own, else math500)")
+    model: str = arg("tiny", "alias (docs/reference.md lists them), hub id or local folder, such as a run's final/")
+    bench: str = arg("", "benchmarks or files, A,B (docs/evaluation.md lists them; default: the model's, or math500)")
     limit: int = arg(0, "use the first LIMIT problems of each only (0: all)", least=0)
     samples: int = arg(16, "responses per problem and seed", least=1)
     seeds: int = arg(4, "seeds: repetitions that differ in their random streams only", least=1)
     seed: int = arg(0, "the first seed", least=0)
     out: str = arg("", "output folder (default: out/eval-MODEL, rescore-FILE, compare-A-B or sweep-MODEL-NAME)")
     check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
-    # how it is asked
+    # prompts and sampling
     template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
     prefix: str = arg("", "text that every response is made to begin with")
     temperature: float = arg(1.0, "sampling temperature; 0: greedy", least=0)
-    top_p: float = arg(1.0, "sample from the likeliest tokens that hold this much probability", above=0, most=1)
+    top_p: float = arg(1.0, "sample from the most likely tokens that hold this much probability", above=0, most=1)
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted", least=1)
     max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and is `truncated`", least=1)
     # sampler
@@ -80,54 +80,85 @@ class Config:
 
 # ================================================================================================ saved evaluations
 def checked(function, *args):
-    """function(*args), whose errors are bad input."""
+    """function(*args); an OSError or a ValueError in it is bad input, so it ends the program in one line."""
     with bad_input():
         return function(*args)
 
 
 def count(pattern: str, texts) -> np.ndarray:
-    """How often a pattern occurs in each of the texts [P, N], whatever the case."""
+    """How often a pattern occurs in each of the texts [P, n], in upper or lower case."""
     return np.vectorize(lambda text: len(re.findall(pattern, text, re.IGNORECASE)), otypes=[float])(texts)
 
 
+def rows_of(saved: dict[str, np.ndarray]) -> list[dict]:
+    """The rows {column: value} of columns [P, n], the samples of a problem together."""
+    return [dict(zip(saved, values)) for values in zip(*[column.flat for column in saved.values()])]
+
+
+def majority(saved: dict[str, np.ndarray], right: np.ndarray, ks: list[int]) -> list[list[float]]:
+    """maj@k of each problem, for k in ks, over its first 256 samples at most: more would take minutes to count."""
+    ballots, curves = min(right.shape[1], 256), []
+    for hits, answers in zip(right[:, :ballots], saved["extracted"]):
+        wrong = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
+        curves.append(maj_at_k(int(hits.sum()), list(wrong.values()), ballots, [k for k in ks if k <= ballots]))
+    return curves
+
+
+def mean_lengths(tokens, right, among) -> dict[str, float]:
+    """Mean length in tokens of the right and of the wrong responses among these; all arguments [P, n]."""
+    lengths = {}
+    for word, value in (("right", 1), ("wrong", 0)):
+        chosen = (right == value) & among
+        lengths[word] = float(tokens[chosen].mean()) if chosen.any() else math.nan
+    return lengths
+
+
 def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
-    """All numbers of one benchmark, from columns as of read_responses; shares are in 0..1, lengths in tokens."""
+    """All numbers of one benchmark, from the columns of read_responses(); shares are in 0..1, lengths in tokens."""
     if any(right is None for right in saved["correct"].flat):
         fail(f"{name} is not graded; run eval.py --rescore on it first")
-    right, texts, samples = saved["correct"].astype(float), saved["response"], saved["correct"].shape[1]
+    right, texts = saved["correct"].astype(float), saved["response"]
+    problems, samples = right.shape
     ks = list(ks) or [2**i for i in range(samples.bit_length())]
     if not 1 <= min(ks) <= max(ks) <= samples:
         fail(f"--ks {' '.join(map(str, ks))}: {name} has {samples} samples of each problem; give k from 1 to that")
-    by_seed, maj, ballots = right.reshape(len(right), len(set(saved["seed"][0])), -1), [], min(samples, 256)
-    for hits, answers in zip(right[:, :ballots], saved["extracted"]):  # more ballots would take minutes to count
-        votes = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
-        maj.append(maj_at_k(int(hits.sum()), list(votes.values()), ballots, [k for k in ks if k <= ballots]))
-    tokens, cut = saved["tokens"].astype(float), saved["finish"] == "length"
-    mean = lambda chosen: float(tokens[chosen].mean()) if chosen.any() else math.nan
+    by_seed = right.reshape(problems, len(set(saved["seed"][0])), -1)  # [P, seeds, samples of a seed]
+    tokens, truncated = saved["tokens"].astype(float), saved["finish"] == "length"
     found = {behaviour: count(pattern, texts) for behaviour, pattern in BEHAVIOURS.items()}
     explicit = found["self_correction"] > 0  # with the accuracy, the four fractions of arXiv 2504.04022
-    shares = dict(truncated=cut, boxed=np.vectorize(lambda text: last_boxed(text) is not None)(texts),
+    shares = dict(truncated=truncated, boxed=np.vectorize(lambda text: last_boxed(text) is not None)(texts),
                   python=count("python", texts) > 0, explicit_rate=explicit, explicit_accuracy=right * explicit,
                   implicit_accuracy=right * ~explicit, **found)  # fmt: skip
     deviation, by_chance = spread(by_seed)
+    # Samples that show a difference of 2 points: 2.8 is 1.96 + 0.84, a two-sided test at 5 % with a power of 80 %.
+    needed = 2 * (2.8 / 0.02) ** 2 * by_chance**2 * by_seed.shape[2]
     return dict(
-        problems=len(right), samples=samples, seeds=by_seed.shape[1], avg=with_interval(right.mean(1)), ks=ks,
-        pass_at=with_interval(pass_at_k(right.sum(1), samples)[:, np.array(ks) - 1]), maj_at=with_interval(maj),
-        per_seed=by_seed.mean((0, 2)).tolist(), seed_std=deviation, by_chance=by_chance,
-        needed=2 * (2.8 / 0.02) ** 2 * by_chance**2 * by_seed.shape[2],  # to tell 2 points: 5 %, power 80 %
-        length={word: mean(right == x) for word, x in (("right", 1), ("wrong", 0))},
-        length_whole={word: mean((right == x) & ~cut) for word, x in (("right", 1), ("wrong", 0))},
-        right=right.sum(1).tolist(), **{name: float(x.mean()) for name, x in shares.items()})  # fmt: skip
+        problems=problems, samples=samples, seeds=by_seed.shape[1], avg=with_interval(right.mean(1)), ks=ks,
+        pass_at=with_interval(pass_at_k(right.sum(1), samples)[:, np.array(ks) - 1]),
+        maj_at=with_interval(majority(saved, right, ks)), per_seed=by_seed.mean((0, 2)).tolist(), seed_std=deviation,
+        by_chance=by_chance, needed=needed, length=mean_lengths(tokens, right, among=True),
+        length_whole=mean_lengths(tokens, right, among=~truncated), right=right.sum(1).tolist(),
+        **{name: float(share.mean()) for name, share in shares.items()})  # fmt: skip
+
+
+def in_words(value) -> str:
+    """A cell of a table: a share as percent, [mean, low, high] with its interval, lengths as right / wrong."""
+    if isinstance(value, float):
+        return f"{100 * value:.1f}"
+    if isinstance(value, dict):
+        return f"{value['right']:.1f} / {value['wrong']:.1f}"
+    if isinstance(value, list):
+        return "{:.1f} [{:.1f}, {:.1f}]".format(*np.multiply(value, 100))
+    return str(value)
 
 
 def table(rows: list[dict]):
-    """Print rows in columns; shares as percent, [mean, low, high] with its interval, lengths as right / wrong."""
-    how = {float: lambda x: f"{100 * x:.1f}", dict: lambda x: "{right:.1f} / {wrong:.1f}".format(**x),
-           list: lambda x: "{:.1f} [{:.1f}, {:.1f}]".format(*np.multiply(x, 100))}  # fmt: skip
-    cells = [list(rows[0]), *[[how.get(type(x), str)(x) for x in row.values()] for row in rows]]
+    """Print rows in columns, under the names of the first row's columns; see in_words()."""
+    cells = [list(rows[0]), *[[in_words(value) for value in row.values()] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    for row in [[], *cells]:
-        say("  ".join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths))))
+    say("")
+    for row in cells:
+        say("  ".join(x.rjust(width) if i else x.ljust(width) for i, (x, width) in enumerate(zip(row, widths))))
 
 
 def save(folder, name: str, result: dict):
@@ -135,20 +166,21 @@ def save(folder, name: str, result: dict):
     if rank() > 0:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (file := Path(folder, f"{name}.tmp")).write_text(json.dumps(result, indent=1))
-    file.replace(file.with_suffix(".json"))
+    file, unfinished = Path(folder, f"{name}.json"), Path(folder, f"{name}.tmp")
+    unfinished.write_text(json.dumps(result, indent=1))
+    unfinished.replace(file)
     if "benchmarks" in result:
-        plot.draw_evaluation(file.with_suffix(".json"))
+        plot.draw_evaluation(file)
         say(f"\nnumbers: {folder}/{name}.json   figure: {folder}/{name}.png")
 
 
 def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
     """Print, save and return the summaries of {benchmark: columns}."""
-    results = {name: summarise(x, name, cfg.ks or ()) for name, x in saved.items()}
-    table([{"in %, length in tokens": name} | {x: r[x] for x in SHOWN} for name, r in results.items()])
+    results = {name: summarise(columns, name, cfg.ks or ()) for name, columns in saved.items()}
+    table([{"in %, length in tokens": name} | {key: r[key] for key in SHOWN} for name, r in results.items()])
     for name, r in results.items():
-        curves = [(kind, zip(r["ks"], r[f"{kind}_at"])) for kind in ("pass", "maj")]
-        table([{name: f"{kind}@k"} | {f"k={k}": x[0] for k, x in curve} for kind, curve in curves])
+        means = {kind: {f"k={k}": x[0] for k, x in zip(r["ks"], r[f"{kind}_at"])} for kind in ("pass", "maj")}
+        table([{name: f"{kind}@k"} | row for kind, row in means.items()])
         if r["needed"] > r["samples"]:
             what = f"{r['problems']} problems, each worth {1 / r['problems']:.1%}, x {r['samples']} samples"
             say(f"warning: {name}: {what} do not tell models apart that differ by 2 %; {r['needed']:.0f} samples would")
@@ -157,29 +189,29 @@ def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
 
 
 def rescore(cfg):
-    """Grade saved responses again, and say how far the grades that the file holds agree."""
+    """Grade saved responses again, and say how often the grades that the file holds agree."""
     name, saved, check = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore), common.find_check(cfg.check)
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
-    sources = saved.pop("source").flatten()  # whose columns a check may need
+    sources = saved.pop("source").flatten()  # the rows as they were read, whose columns a check may need
     problems = [source | ({} if check else dict(answer=gold)) for source, gold in zip(sources, saved["gold"].flat)]
     parts = tqdm(range(0, len(texts), 500), "grading", delay=1, disable=None)
     scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
     saved["correct"].flat = (torch.cat(scores) > 0.5).tolist()
     saved["extracted"].flat = [extract(text) for text in texts]
-    rows = [dict(zip(saved, row)) for row in zip(*[x.flat for x in saved.values()])]
-    rows = [source | row for source, row in zip(sources, rows)] if check else rows
-    save(cfg.out, "summary", {})
+    rows = [source | row if check else row for source, row in zip(sources, rows_of(saved))]
+    save(cfg.out, "summary", {})  # makes the folder; report() fills it in
     Path(cfg.out, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
-    both = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
-    if both:
-        only = f"right only here {both[True, False]}, only there {both[False, True]}"
-        say(f"the file's own grades agree on {both[True, True] + both[False, False]} of {both.total()}; {only}")
+    graded = [(bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None]
+    if graded:
+        pairs = Counter(graded)
+        only = f"right only here {pairs[True, False]}, only there {pairs[False, True]}"
+        say(f"the file's own grades agree on {pairs[True, True] + pairs[False, False]} of {len(graded)}; {only}")
 
 
 # ======================================================================================================== evaluating
 def open_model(cfg) -> tuple:
-    """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
+    """(policy without an optimizer, sampler with its weights, tokenizer, description of them) to evaluate cfg.model."""
     source, config, tokenizer = common.find_model(cfg.model, "model")
     with bad_input():
         kind = common.choose_sampler(cfg)
@@ -201,24 +233,32 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
             benches[label] = checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check)
         return benches
     saved = checked(read_responses, cfg.wrong)
-    rows = [dict(zip(saved, row)) for row in zip(*[x.flat for x in saved.values()])]
-    first = {row["problem_id"]: row for row in rows[::-1] if row["correct"] is False}
-    start = lambda row: encode(row["problem"], cfg.template, tokenizer, row["after"] + row["response"] + cfg.reflect)
-    problems = [start(first[i]) | dict(answer=first[i]["gold"]) for i in sorted(first)][: cfg.limit or None]
-    return {Path(cfg.wrong).stem: problems or fail(f"{cfg.wrong}: no response in it is graded as wrong")}
+    first = {}  # {problem: its first wrong response}
+    for row in rows_of(saved):
+        if row["correct"] is False:
+            first.setdefault(row["problem_id"], row)
+    if not first:
+        fail(f"{cfg.wrong}: no response in it is graded as wrong")
+    problems = []
+    for row in list(first.values())[: cfg.limit or None]:
+        beginning = row["after"] + row["response"] + cfg.reflect
+        problems.append(encode(row["problem"], cfg.template, tokenizer, beginning) | dict(answer=row["gold"]))
+    return {Path(cfg.wrong).stem: problems}
 
 
 def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
-    """Append to a file the rows that it lacks. A chunk that a kill cut short is done anew, so that all batches are."""
+    """Append to a file the rows that it lacks. An interrupted chunk is done again as a whole: its batch is the same."""
     size, done, check = max(1, cfg.chunk // cfg.samples), 0, common.find_check(cfg.check)
     chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
     if rank() == 0:
         file.touch()
         lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
         ends = np.cumsum([0] + [cfg.samples * len(problems[i : i + size]) for _, i in chunks])
-        done = int(np.searchsorted(ends, len(lines), "right")) - 1
-        file.open("r+b").truncate(sum(map(len, lines[: ends[done]] if done < len(chunks) else lines)))
-    done = int(all_reduce(torch.tensor(done)))
+        done = int(np.searchsorted(ends, len(lines), side="right")) - 1  # chunks that are complete
+        whole = lines[: ends[done]] if done < len(chunks) else lines  # the file may hold more seeds than cfg asks for
+        with file.open("r+b") as out:
+            out.truncate(sum(map(len, whole)))
+    done = int(all_reduce(torch.tensor(done)))  # from rank 0; the others have 0
     for seed, i in tqdm(chunks[done:], file.stem, len(chunks), initial=done, disable=rank() > 0):
         part = problems[i : i + size]
         rollouts = examine(sampler, tokenizer, part, cfg.samples, seed, cfg, first=i, check=check)
@@ -228,7 +268,7 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
 
 
 def evaluate(cfg, model=None) -> dict:
-    """Answer all problems, with an opened model if there is one; the summaries, on rank 0."""
+    """Sample and grade responses to all problems; {benchmark: its summary} on rank 0. model: see open_model()."""
     _, sampler, tokenizer, about = model or open_model(cfg)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
@@ -252,47 +292,56 @@ def sweep(cfg):
     name, _, values = cfg.sweep.partition("=")
     if name not in SWEPT:
         fail(f"--sweep {cfg.sweep}: give NAME=A,B or NAME=A|B, where NAME is one of {', '.join(SWEPT)}")
-    values, kind, benches = values.split("|" if "|" in values else ","), type(getattr(Config, name)), {}
+    values, kind = values.split("|" if "|" in values else ","), type(getattr(Config, name))
     configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: checked(kind, x)}) for i, x in enumerate(values)]
     for one in configs:
         common.check_bounds(one)
-    model = open_model(max(configs, key=lambda one: one.max_new_tokens))  # engines reserve room for that
+    model = open_model(max(configs, key=lambda one: one.max_new_tokens))  # an engine reserves room for the longest
+    benches = {}  # {benchmark: {value: summary}}
     for value, one in zip(values, configs):
         for bench, r in evaluate(one, model).items():
             benches.setdefault(bench, {})[value] = r
     for bench, results in benches.items():
-        table([{f"{bench}: {name}": value} | {x: r[x] for x in SHOWN} for value, r in results.items()])
+        table([{f"{bench}: {name}": value} | {key: r[key] for key in SHOWN} for value, r in results.items()])
     save(cfg.out, "sweep", dict(setting=name, benchmarks=benches))
 
 
 # ========================================================================================================= comparing
 def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
-    """B against the baseline A on the same problems, from columns [P, N], N may differ. gap: Delta_SE (2504.13837)."""
+    """B against the baseline A on the same problems, from columns [P, n]; n may differ. gap: how far the accuracy of B
+    stays below what A solves within n samples, Delta_SE of arXiv 2504.13837."""
     right_a, right_b = a["correct"].astype(float), b["correct"].astype(float)
-    n, difference = min(right_a.shape[1], right_b.shape[1]), right_b.mean(1) - right_a.mean(1)
+    n = min(right_a.shape[1], right_b.shape[1])
+    ks = [2**i for i in range(n.bit_length())]
+    difference = right_b.mean(1) - right_a.mean(1)
     curve_a, curve_b = (pass_at_k(right.sum(1), right.shape[1])[:, :n] for right in (right_a, right_b))
-    ks, python = [2**i for i in range(n.bit_length())], [count("python", x["response"]) > 0 for x in (a, b)]
+    python_a, python_b = (count("python", saved["response"]) > 0 for saved in (a, b))
     return dict(difference=with_interval(difference, least=-1), p=permutation_p(difference), ks=ks,
                 delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1], least=-1),
                 solvable=solvable(right_a.sum(1), right_b.sum(1)), crossing=crossing(curve_a.mean(0), curve_b.mean(0)),
-                transitions=transitions(python[0], right_a, python[1], right_b),
+                transitions=transitions(python_a, right_a, python_b, right_b),
                 gap=float(curve_a[:, -1].mean() - right_b.mean()))  # fmt: skip
 
 
 def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[float]:
     """exp(-mean logprob) of up to 16 saved responses to each problem, end tokens included, under an opened model."""
     policy, _, tokenizer, _ = model
-    rows = [dict(zip(saved, row)) for row in zip(*[x[:, :16].flat for x in saved.values()])]
-    ids = [tokenizer(row["response"], add_special_tokens=False)["input_ids"] for row in rows]
-    ids = [np.array(x + [tokenizer.eos_token_id] * (row["finish"] != "length")) for x, row in zip(ids, rows)]
-    batch = Batch([encode(x["problem"], settings["template"], tokenizer, x["after"])["prompt"] for x in rows], ids)
-    logprobs = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)
+    prompts, responses = [], []
+    for row in rows_of({name: column[:, :16] for name, column in saved.items()}):
+        ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        if row["finish"] != "length":
+            ids = ids + [tokenizer.eos_token_id]
+        prompts.append(encode(row["problem"], settings["template"], tokenizer, row["after"])["prompt"])
+        responses.append(np.array(ids))
+    batch = Batch(prompts, responses)
+    logprobs = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)  # of whole responses
     return np.exp(-logprobs / (batch.ends - batch.starts)).tolist()
 
 
 def compare(cfg):
     """Every saved evaluation against the first, on the benchmarks that all have; compare.json and its figure."""
-    saved, results, (first, *others) = {}, {}, cfg.compare
+    first, *others = cfg.compare
+    saved, results = {}, {}  # {path: {benchmark: columns}}, {benchmark: numbers}
     for path in cfg.compare:
         files = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [Path(path)]
         saved[path] = {file.stem: checked(read_responses, file) for file in files}
@@ -302,17 +351,19 @@ def compare(cfg):
     settings = json.loads(checked(Path(first, "summary.json").read_text))["settings"] if cfg.perplexity else {}
     model = open_model(replace(cfg, model=settings["model"])) if settings else None
     for name in shared:
-        models, pairs = {path: summarise(x[name], name) for path, x in saved.items()}, {}
+        columns = {path: benches[name] for path, benches in saved.items()}
+        models = {path: summarise(x, name) for path, x in columns.items()}
+        problems = {path: list(zip(x["problem"][:, 0], x["gold"][:, 0])) for path, x in columns.items()}
+        pairs = {}
         for path in others:
-            sets = [list(zip(saved[x][name]["problem"][:, 0], saved[x][name]["gold"][:, 0])) for x in (first, path)]
-            if sets[0] != sets[1]:
+            if problems[path] != problems[first]:
                 fail(f"{name}: {first} and {path} hold other problems; evaluate both on the same file and --limit")
-            pairs[path] = contrast(saved[first][name], saved[path][name])
+            pairs[path] = contrast(columns[first], columns[path])
         for pair, p in zip(pairs.values(), holm([pair["p"] for pair in pairs.values()])):
             pair["p_holm"] = p
         results[name] = dict(models=models, pairs=pairs)
         if model:
-            results[name]["perplexity"] = {path: perplexities(model, settings, x[name]) for path, x in saved.items()}
+            results[name]["perplexity"] = {path: perplexities(model, settings, x) for path, x in columns.items()}
         table([{f"{name}: against {first}": path, "average": models[path]["avg"], "difference": pair["difference"],
                 "p": f"{pair['p']:.4f}", "p, Holm": f"{pair['p_holm']:.4f}", "crossing at k": pair["crossing"],
                 f"delta@{pair['ks'][-1]}": pair["delta_at"][-1], "efficiency gap": pair["gap"],
@@ -324,12 +375,17 @@ def compare(cfg):
 
 def main():
     cfg = common.parse(Config, __doc__)
-    run = Path(cfg.model).parent / "config.json"  # of a model that a training run left: what suited the run suits it
+    run = Path(cfg.model).parent / "config.json"  # of the training run that the model comes from, if there is one
     suits = json.loads(run.read_text()) if run.is_file() else common.MODELS.get(cfg.model, ("", {}))[1]
     label = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
-    mode = rescore if cfg.rescore else compare if cfg.compare else sweep if cfg.sweep else evaluate
-    names = [Path(x).name.removesuffix(".jsonl") for x in [cfg.rescore, *(cfg.compare or [])] if x]
-    parts = filter(None, [mode.__name__.removesuffix("uate"), *(names or [label]), cfg.sweep.split("=")[0]])
+    mode, parts = evaluate, ["eval", label]
+    if cfg.rescore:
+        mode, parts = rescore, ["rescore", Path(cfg.rescore).name.removesuffix(".jsonl")]
+    elif cfg.compare:
+        mode, parts = compare, ["compare", *[Path(path).name.removesuffix(".jsonl") for path in cfg.compare]]
+    elif cfg.sweep:
+        mode, parts = sweep, ["sweep", label, cfg.sweep.split("=")[0]]
+    # Parsed again, with defaults that suit the model: explicit flags come after them and win.
     known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
     cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
     cfg.bench = cfg.bench or (suits.get("eval_data") or "math500").removesuffix("-test")

@@ -41,7 +41,7 @@ def needs_more(rewards, cfg):
 
 
 def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. The std is Bessel's (n - 1).
+    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
 
     All responses are kept: one with advantage 0 still counts in the normalisation. With dynamic sampling, the first
     prompts_per_step mixed prompts are kept."""

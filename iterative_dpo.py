@@ -36,7 +36,7 @@ class Config(common.Config):
     beta: float = common.arg(0.1, "scale of the log-ratios: larger keeps the policy closer to the reference", above=0)
     label_smoothing: float = common.arg(0.1, "share of pairs whose labels may be swapped", least=0, most=0.5)
     loss_norm: Literal["sequence"] = common.arg("sequence", "sequence alone: the mean over pairs")
-    tis_cap: float = common.arg(0.0, "0 alone: DPO's pairs need not come from the policy", least=0)
+    tis_cap: float = common.arg(0.0, "0 alone: DPO's pairs need not come from the policy", least=0, most=0)
 
     on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)
 

@@ -4,7 +4,7 @@
     python plot.py out/grpo-tiny-s* out/raft-tiny-s* --out comparison.png --window 20
     python plot.py out/eval-tiny/summary.json                    or compare.json, sweep.json of eval.py
 
-Runs that differ in their seed only are one setting: a line for their mean, a band of one standard deviation.
+Runs that differ only in their seed are one setting: a line for their mean, a band of one standard deviation.
 Colour and marker tell settings apart, line style tells the quantities of a panel apart.
 """
 
@@ -20,16 +20,18 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: draws through Agg and leaves no global state behind
 from matplotlib.lines import Line2D
 
-# Okabe-Ito without its yellow, which is illegible on white. 7 colours and 8 markers: 56 pairs before one repeats.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is too pale on white.
+# 7 colours and 8 markers give 56 different pairs.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 LOOKS = [{"color": COLOURS[i % 7], "marker": MARKERS[i % 8]} for i in range(56)]
-SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # edges: accuracy 0, (0, .1], ..., (.9, 1), 1
-# Keys of config.json that say where, how long and how watched a run was, and do not change what a step does.
+SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # bins of accuracies: 0, (0, .1], ..., (.9, 1), 1
+# Keys of config.json that do not change what a step does, so runs that differ in them are of the same setting.
 BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro"}
 ACCURACY = "accuracy\nsolid: training, dashed: reward, hollow: evaluation"
 CLIPPED = "clip fraction\nsolid: above 1 + high, dashed: below 1 - low"
-PANELS = [  # title, y axis, where it starts, what an empty panel says, metrics and their line styles
+# title, y axis, its start ("zero", "free") or "log", what an empty panel says, {metric: line style}
+PANELS = [
     (ACCURACY, "share of responses", "zero", "not recorded", {"accuracy": "-", "reward": "--", "eval_accuracy": ":"}),
     ("KL to the initial policy", "nats per token", "zero", "no reference kept", {"kl": "-"}),
     ("entropy", "nats per token", "zero", "not recorded", {"entropy": "-"}),
@@ -40,18 +42,20 @@ PANELS = [  # title, y axis, where it starts, what an empty panel says, metrics 
 
 
 class Run(NamedTuple):
+    """What the files of a training run hold."""
+
     folder: Path
     seed: object
-    setting: dict  # config.json without the bookkeeping, always with "algorithm"
-    rows: dict  # step: its metrics
+    setting: dict  # config.json without BOOKKEEPING; "algorithm" is always there
+    rows: dict  # {step: its metrics}
 
 
 def load(path):
-    """Reads a run folder, or a metrics.jsonl with config.json beside it. A broken last line is left out: the run was
-    killed while it wrote. Raises OSError or ValueError, whose message names the file, and the line in it."""
+    """Read a run folder, or a metrics.jsonl with config.json beside it. A broken last line is left out: the run was
+    killed while it wrote it. Raises OSError or ValueError, whose message names the file and the line."""
     file = Path(path) if Path(path).is_file() else Path(path) / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    rows = {}  # the later row counts if a step is there twice
+    rows = {}  # if a step is there twice, the later row counts
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line, parse_constant=lambda name: None)  # NaN and Infinity are missing values
@@ -72,51 +76,58 @@ def load(path):
 
 
 def group_seeds(runs):
-    """Lists of runs, one list a setting, in the order given. A second run of the same setting and seed opens a new
-    list: it is no further seed, and somebody may have changed the code in between."""
+    """Lists of runs, one list per setting, in the order given. A second run with the same setting and seed goes into
+    another list: it is not one more seed, and somebody may have changed the code in between."""
     groups = {}
     for i, run in enumerate(runs):
         twins = sum((other.seed, other.setting) == (run.seed, run.setting) for other in runs[:i])
-        groups.setdefault((json.dumps(run.setting, sort_keys=True), twins), []).append(run)
+        key = json.dumps(run.setting, sort_keys=True), twins
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
 def label_settings(groups):
-    """The algorithm and at most four keys in which the settings differ; the folder too where that is not unique."""
+    """A label for each group: the algorithm and up to four keys in which the settings differ; where that is not
+    enough, the folder of the group's first run too."""
     runs = [seeds[0] for seeds in groups]
     keys = dict.fromkeys(key for run in runs for key in run.setting if key != "algorithm")
-    # A key that only one algorithm has is compared among the runs of that one.
+    # Only runs that have a key are compared in it: raft.py has no clip_high.
     differing = [key for key in keys if len({str(run.setting[key]) for run in runs if key in run.setting}) > 1]
     labels = []
     for run in runs:
         parts = [f"{key}={Path(str(run.setting[key])).name[:24]}" for key in differing if key in run.setting]
         labels.append(" ".join([str(run.setting["algorithm"]), *parts[:4]]))
-    return [x if labels.count(x) == 1 else f"{x} [{run.folder}]" for x, run in zip(labels, runs, strict=True)]
+    return [label if labels.count(label) == 1 else f"{label} [{run.folder}]"
+            for label, run in zip(labels, runs, strict=True)]  # fmt: skip
 
 
 def moving_average(values, window):
-    """Mean of the values that exist among the last `window` steps, [steps] -> [steps]; NaN where there are none."""
+    """The mean of the last `window` values, without those that are NaN, at each step: [steps] -> [steps]. NaN where
+    all of them are."""
     recent = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
     return np.array([np.nan if np.isnan(part).all() else np.nanmean(part) for part in recent])
 
 
 def over_seeds(seeds, metric, window):
-    """Steps, mean over seeds, the same of the moving averages, and their standard deviation (Bessel), each [steps],
-    on the steps where the averages exist. The deviation is that of the averages: seeds without step noise."""
-    # Seeds of different lengths: only the steps which all have, because a mean over fewer would jump where a run ends.
+    """Four arrays [steps]: the steps; the mean over seeds of the metric, and of its moving average; and the standard
+    deviation over seeds (Bessel) of the moving averages, so without the noise from step to step. Steps at which the
+    moving average of a seed is missing are left out."""
+    # Only steps that all seeds have: a mean over fewer seeds would jump where a shorter run ends.
     steps = sorted(set.intersection(*(set(run.rows) for run in seeds)))
     raw = np.array([[run.rows[step].get(metric) for step in steps] for run in seeds], dtype=float)  # null becomes NaN
-    average = np.array([moving_average(values, window) for values in raw])
-    deviation = np.std(average, axis=0, ddof=1) if len(seeds) > 1 else np.zeros(len(steps))
-    exists = np.isfinite(average).all(axis=0)
-    return [x[exists] for x in (np.array(steps), raw.mean(axis=0), average.mean(axis=0), deviation)]
+    averages = np.array([moving_average(values, window) for values in raw])
+    deviation = np.std(averages, axis=0, ddof=1) if len(seeds) > 1 else np.zeros(len(steps))
+    exists = np.isfinite(averages).all(axis=0)
+    return [x[exists] for x in (np.array(steps), raw.mean(axis=0), averages.mean(axis=0), deviation)]
 
 
 def draw(paths, out, window=None, labels=None):
-    """Draws the training curves of one or more runs into the file `out`, 1500 x 900 pixels. Raises as load() does.
+    """Draw the training curves of one or more runs into the file `out`, 1500 x 900 pixels. Raises what load() raises,
+    and ValueError for a wrong number of labels.
 
-    window: steps of the trailing moving average, 1 = none, None = 20 as in the paper (arXiv 2504.11343) or, below 100
-    steps, a tenth of the longest run; labels: one a setting (not a seed), in the order in which `paths` has them.
+    window: the moving average is over this many last steps. 1: no average. None: 20, as in the paper (arXiv
+    2504.11343), or a tenth of the longest run if that has fewer than 100 steps. labels: one per setting (not per seed),
+    in the order of `paths`.
     """
     groups = group_seeds([load(path) for path in paths])
     labels = labels or label_settings(groups)
@@ -130,24 +141,27 @@ def draw(paths, out, window=None, labels=None):
     for ax, panel in zip(figure.subplots(2, 3, sharex=True).flat, PANELS, strict=True):
         draw_panel(ax, groups, window, *panel)
     notes = [f" (mean of {len(seeds)} seeds, band = 1 sd)" if len(seeds) > 1 else "" for seeds in groups]
-    names = [label.replace("$", r"\$") + note for label, note in zip(labels, notes, strict=True)]  # \$: no formula
+    names = [label.replace("$", r"\$") + note for label, note in zip(labels, notes, strict=True)]  # no formulas
     handles = [Line2D([], [], lw=2, **look) for look, _ in zip(cycle(LOOKS), groups, strict=False)]
+    # As many columns as fit into the width of the figure, about 150 characters; 8 for a name's line and margin.
     columns = max(1, min(len(names), 150 // (max(map(len, names)) + 8)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
     figure.savefig(out)
 
 
 def draw_panel(ax, groups, window, title, unit, start, when_empty, styles):
+    """Draw a panel of the training curves; its last arguments are a row of PANELS."""
     for i, (seeds, look) in enumerate(zip(groups, cycle(LOOKS), strict=False)):
         for metric, style in styles.items():
-            points = metric == "eval_accuracy"  # exists on some steps only, so it is not averaged over steps
-            steps, raw, mean, deviation = over_seeds(seeds, metric, 1 if points else window)
-            same = metric == "reward" and np.array_equal(mean, over_seeds(seeds, "accuracy", window)[2])
-            if same or not len(steps):
+            is_evaluation = metric == "eval_accuracy"  # only some steps have one, so it is not averaged over steps
+            steps, raw, mean, deviation = over_seeds(seeds, metric, 1 if is_evaluation else window)
+            if metric == "reward" and np.array_equal(mean, over_seeds(seeds, "accuracy", window)[2]):
+                continue  # the line would lie on that of the accuracy
+            if not len(steps):
                 continue
-            every = 1 if points else max(1, len(steps) // 6)
+            every = 1 if is_evaluation else max(1, len(steps) // 6)
             shift = i * every // len(groups)  # so that the markers of the settings do not hide each other
-            shape = {"lw": 1, "ms": 7, "mfc": "white"} if points else {"lw": 2, "ms": 5}
+            shape = {"lw": 1, "ms": 7, "mfc": "white"} if is_evaluation else {"lw": 2, "ms": 5}
             ax.plot(steps, mean, style, markevery=(shift, every), zorder=3, **shape, **look)
             ax.plot(steps, raw, style, color=look["color"], lw=0.8, alpha=0.3)
             ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, lw=0)
@@ -163,34 +177,58 @@ def draw_panel(ax, groups, window, title, unit, start, when_empty, styles):
         ax.set_yticks([])
 
 
+def panels_of_summary(file, name, r):
+    """The panels of an evaluation, from the numbers r of a benchmark and its saved responses; see draw_evaluation()."""
+    with open(file.with_name(f"{name}.jsonl"), encoding="utf-8") as lines:
+        saved = [json.loads(line) for line in lines]
+    lengths = {"right": [], "wrong": []}
+    for row in saved:
+        lengths["right" if row["correct"] else "wrong"].append(row["tokens"] or len(row["response"]))
+    # How far averages over K seeds scatter (arXiv 2504.07086, section 3): seeds drawn again, with replacement.
+    drawn = 100 * np.random.default_rng(0).choice(r["per_seed"], size=(r["seeds"], 10_000))
+    averages = {k: drawn[:k].mean(0) for k in range(1, r["seeds"] + 1)}
+    return [
+        *panels_of_models({name: r}),
+        (draw_bars, lengths, 30, "response length, tokens (or characters)", "responses, all seeds"),
+        (draw_boxes, averages, "K, seeds averaged", "mean accuracy of K seeds, %"),
+    ]
+
+
+def panels_of_models(models):
+    """pass@k and maj@k, and the accuracies of the problems, of {label: numbers of a model}; see draw_evaluation()."""
+    accuracies = {label: np.array(r["right"]) / r["samples"] for label, r in models.items()}
+    return [
+        (draw_pass, models),
+        (draw_bars, accuracies, SHARES, "accuracy; outermost: exactly 0, 1", "problems"),
+    ]
+
+
+def panels_of_comparison(r):
+    """The panels of a comparison, from the numbers r of a benchmark; see draw_evaluation()."""
+    panels = panels_of_models({Path(label).name: model for label, model in r["models"].items()})
+    panels += [(draw_flow, pair["transitions"], Path(label).name) for label, pair in r["pairs"].items()]
+    if "perplexity" in r:
+        panels.append((draw_boxes, r["perplexity"], "responses of", "perplexity under the baseline"))
+    return panels
+
+
 def draw_evaluation(path):
-    """Draws summary.json, compare.json or sweep.json of eval.py into a .png beside it: a row of panels a benchmark."""
+    """Draw a summary.json, compare.json or sweep.json of eval.py into a .png beside it: a row of panels per benchmark.
+    A panel is a tuple, the function that draws it and its arguments after the axes."""
     data, grid = json.loads(Path(path).read_text(encoding="utf-8")), []
     for name, r in data["benchmarks"].items():
         if "setting" in data:
-            seeds = {value: 100 * np.array(result["per_seed"]) for value, result in r.items()}
-            grid.append([(draw_boxes, seeds, data["setting"], "accuracy of each seed, %")])
-            continue
-        models = {Path(label).name: model for label, model in r.get("models", {name: r}).items()}
-        shares = {label: np.array(model["right"]) / model["samples"] for label, model in models.items()}
-        grid.append([(draw_pass, models), (draw_bars, shares, SHARES, "accuracy; outermost: exactly 0, 1", "problems")])
-        if "pairs" in r:
-            grid[-1] += [(draw_flow, pair["transitions"], Path(label).name) for label, pair in r["pairs"].items()]
-            if "perplexity" in r:
-                grid[-1] += [(draw_boxes, r["perplexity"], "responses of", "perplexity under the baseline")]
+            accuracies = {value: 100 * np.array(result["per_seed"]) for value, result in r.items()}
+            grid.append([(draw_boxes, accuracies, data["setting"], "accuracy of each seed, %")])
+        elif "pairs" in r:
+            grid.append(panels_of_comparison(r))
         else:
-            saved = [json.loads(line) for line in open(Path(path).with_name(f"{name}.jsonl"), encoding="utf-8")]
-            sizes = {word: [x["tokens"] or len(x["response"]) for x in saved if x["correct"] == right]
-                     for word, right in (("right", True), ("wrong", False))}  # fmt: skip
-            drawn = 100 * np.random.default_rng(0).choice(r["per_seed"], (r["seeds"], 10_000))  # with replacement
-            runs = {k: drawn[:k].mean(0) for k in range(1, r["seeds"] + 1)}  # arXiv 2504.07086, section 3
-            grid[-1] += [(draw_bars, sizes, 30, "response length, tokens (or characters)", "responses, all seeds")]
-            grid[-1] += [(draw_boxes, runs, "K, seeds averaged", "mean accuracy of K seeds, %")]
+            grid.append(panels_of_summary(Path(path), name, r))
     rows, columns = len(grid), max(map(len, grid))
     figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
-    for name, panels, line in zip(data["benchmarks"], grid, figure.subplots(rows, columns, squeeze=False)):
-        for ax, (panel, *args) in zip(line, panels):
-            panel(ax, *args)
+    for name, panels, axes in zip(data["benchmarks"], grid, figure.subplots(rows, columns, squeeze=False)):
+        for ax, (draw_one, *arguments) in zip(axes, panels):
+            draw_one(ax, *arguments)
             ax.set_title(name)
             ax.grid(alpha=0.25)
             ax.legend(fontsize=8)
@@ -198,28 +236,36 @@ def draw_evaluation(path):
 
 
 def draw_boxes(ax, groups, xlabel, ylabel):
+    """A box for each group, {label: values}."""
     ax.boxplot(list(groups.values()), whis=(2.5, 97.5), sym="", label="box 50 %, whiskers 95 %")
     ax.set(xlabel=xlabel, ylabel=ylabel, xticklabels=[Path(str(label)).name[:24] for label in groups])
 
 
 def draw_bars(ax, groups, bins, xlabel, ylabel):
+    """A histogram of {label: values}, the bars of the groups side by side."""
     ax.hist(list(groups.values()), bins, label=list(groups), color=[LOOKS[i]["color"] for i in range(len(groups))])
     ax.set(xlabel=xlabel, ylabel=ylabel)
 
 
 def draw_pass(ax, models):
+    """pass@k and maj@k with their intervals, of {label: numbers of a model}; maj@k may end at a smaller k."""
     for (label, r), look in zip(models.items(), LOOKS):
         for kind, style in (("pass", "-"), ("maj", "--")):
             mean, low, high = 100 * np.array(r[f"{kind}_at"]).T
-            ax.plot(np.log2(r["ks"][: len(mean)]), mean, style, label=f"{kind}@k {label}", ms=5, **look)
-            ax.fill_between(np.log2(r["ks"][: len(mean)]), low, high, color=look["color"], alpha=0.15, lw=0)
+            x = np.log2(r["ks"][: len(mean)])
+            ax.plot(x, mean, style, label=f"{kind}@k {label}", ms=5, **look)
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
     ax.set(xlabel="k (log axis)", ylabel="% of problems, 95 % interval", xticks=np.log2(r["ks"]), xticklabels=r["ks"])
 
 
 def draw_flow(ax, cells, label):
-    """Strategies before, on the left, and after: a band a cell, as wide as its share of the pairs of responses."""
-    (a, b, c, d), x = (cell["size"] for cell in cells.values()), np.linspace(0, 1, 50)
-    for (name, r), left, right, colour in zip(cells.items(), (0, a, a + b, 1 - d), (0, a + c, a, 1 - d), COLOURS):
+    """How strategies change: before on the left, after on the right, and a band for each cell, as wide as its share of
+    the pairs of responses. cells: see core.evaluation.transitions; python stands below words on both sides."""
+    python_python, python_words, words_python, words_words = (cell["size"] for cell in cells.values())
+    bottoms_left = (0, python_python, python_python + python_words, 1 - words_words)
+    bottoms_right = (0, python_python + words_python, python_python, 1 - words_words)
+    x = np.linspace(0, 1, 50)
+    for (name, r), left, right, colour in zip(cells.items(), bottoms_left, bottoms_right, COLOURS):
         text = f"{name}: {r['size']:.0%}, right {r['before']:.0%} to {r['after']:.0%}, {r['contribution']:+.0%} of gain"
         low = left + (right - left) * (1 - np.cos(np.pi * x)) / 2
         ax.fill_between(x, low, low + r["size"], color=colour, alpha=0.6, lw=0, label=text)
@@ -227,17 +273,20 @@ def draw_flow(ax, cells, label):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draws the training curves of one or more runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or its metrics.jsonl")
+    parser = argparse.ArgumentParser(description="Draw the training curves of one or more runs, or an evaluation.")
+    parser.add_argument("runs", nargs="+", metavar="RUN",
+                        help="a run folder or its metrics.jsonl; or the .json file of an evaluation")  # fmt: skip
     parser.add_argument("--out", help="default: curves.png in the folder of a single run, else in this folder")
-    parser.add_argument("--window", type=int, help="steps of the moving average, 1 = none; default 20, less if short")
+    parser.add_argument("--window", type=int, help="steps of the moving average, 1: none; default 20, less if short")
     parser.add_argument("--labels", nargs="+", help="one for each setting, in the order of the runs")
     args = parser.parse_args()
     if args.window is not None and args.window < 1:
         parser.error(f"--window {args.window}: at least 1")
     try:
         if args.runs[0].endswith(".json"):
-            return [draw_evaluation(path) for path in args.runs]
+            for path in args.runs:
+                draw_evaluation(path)
+            return
         out = args.out or (load(args.runs[0]).folder if len(args.runs) == 1 else Path()) / "curves.png"
         draw(args.runs, out, args.window, args.labels)
     except (OSError, ValueError) as error:

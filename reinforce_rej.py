@@ -45,8 +45,10 @@ class Config(common.Config):
 
 def advantages(rewards, cfg, lengths=None):
     """Advantage of each response and which to keep, both [P, n], from rewards [P, n] and the responses' lengths [P, n]:
-    mean and std over the batch are those over its tokens (default: each response counts once). Standard deviations are
-    Bessel's; without any spread there is nothing to scale by, and the advantage is 0."""
+    mean and std over the batch are over its tokens (default: each response counts once). Standard deviations are
+    Bessel's.
+
+    Without any spread there is nothing to scale by, and the advantage is 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.reject in ("correct", "both"):
         keep[common.all_correct(rewards)] = False

@@ -2,14 +2,14 @@ r"""The built-in world: arithmetic problems, a tokenizer, and base models small 
 
 RL with verifiable rewards sharpens what a base model already holds, so a toy base must hold something worth sharpening.
 These bases are pretrained, from nothing, on synthetic solutions of nested integer arithmetic such as `(7+5)*3-8`.
-They KNOW their arithmetic, and they err because their corpus erred: each step of a solution is wrong with a set
-probability (and the solution goes on from the wrong value), some only guess, some never box their answer, some notice a
-slip and correct it ("wait"). The python style is the more reliable one in `tiny` (as in Qwen2.5-Math), the less
-reliable one in `tiny-badcode` (as in OLMo-2-SFT); nothing else differs. The table STYLES says it all.
+They know their arithmetic, but they make mistakes because their corpus does: each step of a solution is wrong with a
+set probability, and the solution goes on from the wrong value. Some solutions only guess, some never box their answer,
+some notice a mistake and correct it ("wait"). The python style is more reliable than the others in `tiny` (as in
+Qwen2.5-Math) and less reliable in `tiny-badcode` (as in OLMo-2-SFT); nothing else differs. See the table STYLES.
 
-`python tiny.py` rebuilds models/tiny and `python tiny.py --model tiny-badcode` the other, in minutes on two cores.
-The report (also in report.json) measures the weights as saved: pass@k and greedy accuracy on test problems,
-pass@1 on longer (hard) ones, length in tokens, and on a line for each style its share and its accuracy.
+`python tiny.py` rebuilds models/tiny, `python tiny.py --model tiny-badcode` the other, in minutes on two cores.
+The report, which report.json holds too, measures the weights as they are saved: pass@k and greedy accuracy on test
+problems, pass@1 on longer (hard) ones, length in tokens, and the share and the accuracy of each style.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 BASES = ("tiny", "tiny-badcode")
 # share: part of the corpus in this style; error: probability that a step is wrong (direct: that the guess is wrong).
-# Both have one entry a base, in the order of BASES. The example solves (7+5)*3 without an error.
+# Both have one entry per base, in the order of BASES. The example solves (7+5)*3 without an error.
 Style = namedtuple("Style", "name share error example")
 STYLES = (
     Style("python", (0.50, 0.50), (0.12, 0.33), "python\n7+5 #12\n12*3 #36\n\\boxed{36}"),
@@ -43,10 +43,10 @@ STYLES = (
 
 # ------------------------------------------------------------------------------ problems and solutions
 
-OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6)}  # fewest and most operations in a problem of a split
+OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6)}  # split: fewest and most operations in a problem
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-LARGEST = 99  # all values on the way lie in 0..LARGEST: two digits, few enough facts for a tiny model to know
-LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # thrice, or products would be rare
+LARGEST = 99  # all intermediate values lie in 0..LARGEST: few enough facts for a tiny model to know
+LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # 3: or products would be rare
 
 
 def walk(value: int, chain: list[tuple[str, int]]) -> list[int]:
@@ -55,17 +55,16 @@ def walk(value: int, chain: list[tuple[str, int]]) -> list[int]:
 
 
 def parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
-    """`(7+5)*3` -> 7, [("+", 5), ("*", 3)]: being nested to the left, a problem is worked out in reading order."""
+    """`(7+5)*3` -> 7, [("+", 5), ("*", 3)]. Parentheses open on the left only, so reading order is solving order."""
     start, *rest = re.findall(r"[-+*]|\d+", problem)
     return int(start), [(op, int(k)) for op, k in zip(rest[::2], rest[1::2])]
 
 
 def problems(split: str, n: int, seed: int = 0) -> list[dict]:
-    """n different problems of a split, each {"problem": str, "answer": str}; a longer list begins with a shorter one.
+    """n different problems of a split, each {"problem": str, "answer": str}; a larger n only adds to the end.
 
-    train and test have 2-5 operations, hard has 6. A hash of its text, not chance, sends one problem in eight to test:
-    no split overlaps another for any n and seed. Raises ValueError for an unknown split or n outside 1..100000.
-    """
+    train and test have 2-5 operations, hard has 6. A hash of its text decides whether a problem belongs to test (one in
+    eight), so splits never overlap, for any n and seed. ValueError for an unknown split or n outside 1..100000."""
     if split not in OPERATIONS or not 1 <= n <= 100_000:
         raise ValueError(f"no {n} problems of split {split!r}: splits are {', '.join(OPERATIONS)}; n is 1 to 100000")
     rng, drawn = random.Random(f"{split} {seed}"), {}
@@ -83,7 +82,7 @@ def problems(split: str, n: int, seed: int = 0) -> list[dict]:
 
 
 def slip(value: int, chain: list[tuple[str, int]], rng: random.Random) -> int:
-    """A wrong value near the right one, from which the rest of the chain stays in 0..LARGEST."""
+    """A wrong value near the right one, after which the chain stays in 0..LARGEST; if there is none, the right one."""
     near = [value + d for d in (-10, -2, -1, 1, 2, 10)]
     return rng.choice([v for v in near if all(0 <= w <= LARGEST for w in walk(v, chain))] or [value])
 
@@ -105,14 +104,16 @@ def solution(problem: str, name: str, error: float, rng: random.Random) -> str:
 
 
 def style(text: str) -> str:
-    """The name of the style a response is written in."""
-    signs = {"python": "python" in text, "nobox": "\\boxed{" not in text, "wait": "wait" in text}
-    signs |= {"direct": text.startswith("\\boxed{"), "steps": True}
-    return next(name for name, found in signs.items() if found)
+    """The name of the style that a response is written in."""
+    if "python" in text:
+        return "python"
+    if "\\boxed{" not in text:
+        return "nobox"
+    return "wait" if "wait" in text else "direct" if text.startswith("\\boxed{") else "steps"
 
 
 def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """n pairs (problem, solution), as the base saw them: train problems, styles and errors by its column of STYLES."""
+    """n pairs (problem, solution) for a base: train problems; styles and errors from its column of STYLES."""
     column, rng = BASES.index(base), random.Random(f"corpus {seed}")
     texts = cycle(row["problem"] for row in problems("train", min(n, 40_000), seed))
     styles = rng.choices(STYLES, [row.share[column] for row in STYLES], k=n)
@@ -131,7 +132,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    r"""256 bytes (any text comes back exactly, save that AutoTokenizer applies Qwen2's NFC), `\boxed{`, 4 specials."""
+    r"""256 bytes, `\boxed{` and 4 special tokens. Text comes back exactly, but AutoTokenizer applies Qwen2's NFC."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -156,11 +157,10 @@ def response_loss(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str
 def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
     """Pretrain the base `name` from nothing; save it, its tokenizer and report.json in the folder `out`.
 
-    A step is 128 solutions. Returns the report (losses in nats a token). Raises ValueError for a bad name or steps < 1.
-    """
+    A step has 128 solutions. Returns the report, losses in nats per token. ValueError for a bad name or steps < 1."""
     if name not in BASES or steps < 1:
         raise ValueError(f"cannot build {name!r} in {steps} steps: models are {', '.join(BASES)}; steps is 1 or more")
-    Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder shall fail now, not after the training
+    Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder fails now, not after the training
     start, losses = time.time(), []
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
@@ -173,7 +173,7 @@ def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int
         batch = sorted(pairs[i * 128 : (i + 1) * 128], key=lambda pair: len(pair[0] + pair[1]))
         tokens = sum(len(tokenizer.encode(text + END)) for _, text in batch)
         losses.append(0.0)
-        for j in range(0, 128, 32):  # chunks of like length need little padding; the gradient is that of the batch
+        for j in range(0, 128, 32):  # chunks of similar length need little padding; their gradients add up
             loss = response_loss(model, tokenizer, batch[j : j + 32]) / tokens
             loss.backward()
             losses[-1] += loss.item()
@@ -216,7 +216,7 @@ def measure(folder, n_test: int = 200, n_samples: int = 64) -> dict:
     responses = sample(folder, test, n_samples, **at_1)
     wrong = [sum(not right for *_, right in own) for own in responses]
     report = {}
-    for k in [k for k in (1, 4, 16, 64) if k <= n_samples]:  # unbiased: k of the n samples, are they all wrong?
+    for k in [k for k in (1, 4, 16, 64) if k <= n_samples]:  # 1 - the chance that k of the samples are all wrong
         report[f"pass@{k}"] = 1 - sum(math.comb(w, k) for w in wrong) / math.comb(n_samples, k) / n_test
     report["greedy"] = sum(own[0][2] for own in sample(folder, test, 1, do_sample=False)) / n_test
     hard = sample(folder, problems("hard", n_test // 2), 8, **at_1)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -103,3 +104,13 @@ def refused(train, tmp_path, capsys, *flags, **how) -> str:
     assert train(tmp_path / "run", *flags, **how) == 2
     assert not (tmp_path / "run").exists()
     return error_line(capsys)
+
+
+# ------------------------------------------------------------------------------------------------ rollouts
+def toy_rollouts(lengths, n):
+    """Rollouts of the token 3 alone, with responses of these lengths, n to a problem."""
+    from core.rollout import Rollouts
+
+    responses = [(np.array([3] * k), np.full(k, -1.0, "f4"), np.full(k, 0.5, "f4"), True) for k in lengths]
+    problems = [dict(prompt=np.array([1, 2]), text="", answer="1") for _ in range(len(lengths) // n)]
+    return Rollouts(problems, responses)

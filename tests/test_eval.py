@@ -15,13 +15,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import write
 
 import common
 import eval as evaluation
 import plot
-from core import data
-from core import rollout
-import core.sampler as samplers
+from core import data, rollout
+from core import evaluation as statistics
 
 ROOT = Path(evaluation.__file__).parent
 SHARED = ROOT.parent / "shared/data"
@@ -50,12 +50,6 @@ def error_of(capsys, *flags) -> str:
     return lines[0]
 
 
-def write(file: Path, rows) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
 def saved_rows(right, seeds=1, text="the answer is {}", **more):
     """Rows of a saved evaluation from right [P, N]: gold answer 7, wrong ones are 8."""
     rows = []
@@ -71,7 +65,7 @@ def saved_rows(right, seeds=1, text="the answer is {}", **more):
 # ------------------------------------------------------------------------------------------------ pass@k and maj@k
 def test_pass_at_k_by_hand():
     # 1 right of 4: of the 6 pairs, 3 hold it; 2 right of 4: only 1 of 6 pairs misses both.
-    np.testing.assert_allclose(evaluation.pass_at_k([1, 2], 4), [[1 / 4, 1 / 2, 3 / 4, 1], [1 / 2, 5 / 6, 1, 1]])
+    np.testing.assert_allclose(statistics.pass_at_k([1, 2], 4), [[1 / 4, 1 / 2, 3 / 4, 1], [1 / 2, 5 / 6, 1, 1]])
 
 
 def test_pass_at_k_is_the_average_over_all_subsets():
@@ -79,11 +73,11 @@ def test_pass_at_k_is_the_average_over_all_subsets():
         for c in range(n + 1):
             samples = [1] * c + [0] * (n - c)
             brute = [np.mean([any(s) for s in itertools.combinations(samples, k)]) for k in range(1, n + 1)]
-            np.testing.assert_allclose(evaluation.pass_at_k([c], n)[0], brute, atol=1e-12)
+            np.testing.assert_allclose(statistics.pass_at_k([c], n)[0], brute, atol=1e-12)
 
 
 def test_pass_at_k_of_many_samples_stays_exact():
-    curve = evaluation.pass_at_k([3], 1024)[0]
+    curve = statistics.pass_at_k([3], 1024)[0]
     exact = [1 - math.comb(1021, k) / math.comb(1024, k) for k in (1, 256, 1000)]
     np.testing.assert_allclose(curve[[0, 255, 999]], exact, rtol=1e-10)
     assert curve[0] == pytest.approx(3 / 1024) and curve[-1] == 1
@@ -91,11 +85,11 @@ def test_pass_at_k_of_many_samples_stays_exact():
 
 def test_maj_at_k_by_hand():
     # Votes: right twice, wrong once. Pairs: right-right 1, split 2 (each half right): (1 + 2/2) / 3.
-    assert evaluation.maj_at_k(2, [1], 3, [1, 2, 3]) == pytest.approx([2 / 3, 2 / 3, 1])
+    assert statistics.maj_at_k(2, [1], 3, [1, 2, 3]) == pytest.approx([2 / 3, 2 / 3, 1])
     # One right answer and one abstention: whoever draws the right one wins, the abstention alone loses.
-    assert evaluation.maj_at_k(1, [], 2, [1, 2]) == pytest.approx([1 / 2, 1])
-    assert evaluation.maj_at_k(0, [2], 2, [1, 2]) == [0, 0]
-    assert evaluation.maj_at_k(1, [1, 1], 3, [3]) == pytest.approx([1 / 3])  # a tie of three
+    assert statistics.maj_at_k(1, [], 2, [1, 2]) == pytest.approx([1 / 2, 1])
+    assert statistics.maj_at_k(0, [2], 2, [1, 2]) == [0, 0]
+    assert statistics.maj_at_k(1, [1, 1], 3, [3]) == pytest.approx([1 / 3])  # a tie of three
 
 
 @pytest.mark.parametrize("right, wrong, n", [(2, [2, 1], 6), (3, [3, 3], 10), (1, [1, 1, 1], 5), (0, [2], 4),
@@ -109,51 +103,51 @@ def test_maj_at_k_is_the_average_over_all_subsets_with_ties_shared(right, wrong,
         return counts[0] > 0 and counts[0] == max(counts) and 1 / counts.count(counts[0])
 
     brute = [np.mean([float(vote(s)) for s in itertools.combinations(ballots, k)]) for k in range(1, n + 1)]
-    assert evaluation.maj_at_k(right, wrong, n, list(range(1, n + 1))) == pytest.approx(brute)
+    assert statistics.maj_at_k(right, wrong, n, list(range(1, n + 1))) == pytest.approx(brute)
 
 
 def test_maj_at_1_without_abstentions_is_the_accuracy_and_large_n_stays_finite():
-    assert evaluation.maj_at_k(100, [60, 50, 46], 256, [1, 256]) == pytest.approx([100 / 256, 1])
+    assert statistics.maj_at_k(100, [60, 50, 46], 256, [1, 256]) == pytest.approx([100 / 256, 1])
 
 
 # ------------------------------------------------------------------------------------------------ intervals and tests
 def test_permutation_p_by_hand():
     # Four differences of 1: the two extreme of 16 sign patterns, 2/16, estimated from 10,000 draws.
-    assert evaluation.permutation_p([1, 1, 1, 1]) == pytest.approx(0.125, abs=0.02)
-    assert evaluation.permutation_p([0, 0, 0]) == 1
+    assert statistics.permutation_p([1, 1, 1, 1]) == pytest.approx(0.125, abs=0.02)
+    assert statistics.permutation_p([0, 0, 0]) == 1
     d = np.array([0.5, -0.2, 0.1, 0.4])
-    assert evaluation.permutation_p(d) == evaluation.permutation_p(-d)
+    assert statistics.permutation_p(d) == statistics.permutation_p(-d)
 
 
 def test_permutation_p_is_uniform_under_the_null():
     rng = np.random.default_rng(2)
     draws = [rng.binomial(8, 0.5, (2, 60)) / 8 for _ in range(400)]
-    ps = np.sort([evaluation.permutation_p(a - b, draws=1000) for a, b in draws])
+    ps = np.sort([statistics.permutation_p(a - b, draws=1000) for a, b in draws])
     distance = np.abs(ps - (np.arange(400) + 0.5) / 400).max()  # Kolmogorov-Smirnov: above 0.081 in 1 % of cases
     assert distance < 0.081
 
 
 def test_holm_by_hand():
     # Sorted 0.01, 0.02, 0.04 times 3, 2, 1: 0.03, 0.04, 0.04.
-    assert evaluation.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert evaluation.holm([0.02, 0.015]) == pytest.approx([0.03, 0.03])  # never below an earlier one
-    assert evaluation.holm([0.9, 0.8]) == [1, 1]
-    assert evaluation.holm([0.3]) == [0.3]
+    assert statistics.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert statistics.holm([0.02, 0.015]) == pytest.approx([0.03, 0.03])  # never below an earlier one
+    assert statistics.holm([0.9, 0.8]) == [1, 1]
+    assert statistics.holm([0.3]) == [0.3]
 
 
 def test_spread_by_hand():
     # Seeds: accuracies 1 and 1/2, deviation sqrt(2 (1/4)^2) = 0.3536. Within: problem 0 [1, 1] 0, problem 1 [1, 0] 1/2,
     # mean 1/4; over n P = 2.
     right = np.array([[[1.0], [1.0]], [[1.0], [0.0]]])
-    assert evaluation.spread(right) == pytest.approx((0.125**0.5, 0.125**0.5))
-    assert all(map(math.isnan, evaluation.spread(np.ones((3, 1, 1)))))
+    assert statistics.spread(right) == pytest.approx((0.125**0.5, 0.125**0.5))
+    assert all(map(math.isnan, statistics.spread(np.ones((3, 1, 1)))))
 
 
 def test_seeds_scatter_by_the_binomial_formula():
     rng = np.random.default_rng(3)
     share = rng.beta(0.5, 0.5, 100)
     right = (rng.random((100, 400, 4)) < share[:, None, None]).astype(float)
-    observed, by_chance = evaluation.spread(right)
+    observed, by_chance = statistics.spread(right)
     formula = math.sqrt((share * (1 - share)).mean() / (100 * 4))
     assert by_chance == pytest.approx(formula, rel=0.03)
     assert observed == pytest.approx(formula, rel=0.12)  # a deviation of 400 values is known to 3.5 %
@@ -161,14 +155,14 @@ def test_seeds_scatter_by_the_binomial_formula():
 
 # ------------------------------------------------------------------------------------------------ comparisons
 def test_crossing_is_the_first_k_at_which_the_other_curve_is_ahead():
-    assert evaluation.crossing([0.2, 0.5, 0.9], [0.6, 0.7, 0.8]) == 3
-    assert evaluation.crossing([0.2, 0.5, 0.9], [0.2, 0.4, 0.95]) == 3  # equal at k = 1: ahead at 2 counts
-    assert evaluation.crossing([0.2, 0.5], [0.3, 0.6]) is None
-    assert evaluation.crossing([0.2, 0.5], [0.2, 0.5]) is None
+    assert statistics.crossing([0.2, 0.5, 0.9], [0.6, 0.7, 0.8]) == 3
+    assert statistics.crossing([0.2, 0.5, 0.9], [0.2, 0.4, 0.95]) == 3  # equal at k = 1: ahead at 2 counts
+    assert statistics.crossing([0.2, 0.5], [0.3, 0.6]) is None
+    assert statistics.crossing([0.2, 0.5], [0.2, 0.5]) is None
 
 
 def test_solvable_sets_partition_the_problems():
-    sets = evaluation.solvable([3, 1, 0, 0], [1, 0, 2, 0])
+    sets = statistics.solvable([3, 1, 0, 0], [1, 0, 2, 0])
     assert sets == dict(both=[0], only_a=[1], only_b=[2], none=[3])
 
 
@@ -176,7 +170,7 @@ def test_transitions_with_one_response_each_are_the_papers_table():
     # Problem: 0 code, wrong -> code, right; 1 words, wrong -> code, right; 2 words, right -> words, right;
     # 3 words, wrong -> code, wrong; the gain is 2 problems of 4, half from each of two cells.
     column = lambda *x: np.array(x, dtype=float)[:, None]
-    cells = evaluation.transitions(column(1, 0, 0, 0), column(0, 0, 1, 0), column(1, 1, 0, 1), column(1, 1, 1, 0))
+    cells = statistics.transitions(column(1, 0, 0, 0), column(0, 0, 1, 0), column(1, 1, 0, 1), column(1, 1, 1, 0))
     assert cells["python to python"] == dict(size=0.25, before=0, after=1, contribution=0.5)
     assert cells["words to python"] == dict(size=0.5, before=0, after=0.5, contribution=0.5)
     assert cells["words to words"] == dict(size=0.25, before=1, after=1, contribution=0)
@@ -186,7 +180,7 @@ def test_transitions_with_one_response_each_are_the_papers_table():
 def test_sizes_and_contributions_of_transitions_sum_to_one():
     rng = np.random.default_rng(4)
     a, b = (rng.integers(0, 2, (2, 7, n)).astype(float) for n in (5, 3))
-    cells = evaluation.transitions(*a, *b).values()
+    cells = statistics.transitions(*a, *b).values()
     assert sum(cell["size"] for cell in cells) == pytest.approx(1)
     assert sum(cell["contribution"] for cell in cells) == pytest.approx(1)
     assert sum(cell["size"] * cell["before"] for cell in cells) == pytest.approx(a[1].mean())
@@ -205,7 +199,7 @@ def test_a_summary_by_hand(tmp_path):
     # Two problems, two seeds of two samples. Seed 0: 1 1 | 0 0, seed 1: 1 0 | 0 0; lengths 10 to 13.
     rows = saved_rows([[1, 1, 1, 0], [0, 0, 0, 0]], seeds=2)
     rows[3] |= dict(finish="length", response="wait, so the answer is 8")
-    r = evaluation.summarise(rollout.read_responses(write(tmp_path / "x.jsonl", rows)))
+    r = evaluation.summarise(statistics.read_responses(write(tmp_path / "x.jsonl", rows)))
     assert (r["problems"], r["samples"], r["seeds"], r["ks"], r["right"]) == (2, 4, 2, [1, 2, 4], [3, 0])
     assert r["avg"][0] == pytest.approx(3 / 8) and r["per_seed"] == pytest.approx([0.5, 0.25])
     assert [x[0] for x in r["pass_at"]] == pytest.approx([3 / 8, 1 / 2, 1 / 2])
@@ -219,7 +213,7 @@ def test_a_summary_by_hand(tmp_path):
 def test_samples_needed_is_the_power_formula(tmp_path):
     # Within problems p (1 - p) = 1/4 (1, 0, 1, 0 has the unbiased variance 1/3): 2 x 2.8^2 / 3 / (30 x 0.02^2) = 435.6.
     rows = saved_rows([[1, 0, 1, 0]] * 30)
-    r = evaluation.summarise(rollout.read_responses(write(tmp_path / "x.jsonl", rows)))
+    r = evaluation.summarise(statistics.read_responses(write(tmp_path / "x.jsonl", rows)))
     assert r["needed"] == pytest.approx(2 * 2.8**2 / 3 / (30 * 0.02**2))
 
 
@@ -254,10 +248,9 @@ def test_an_evaluation_saves_every_response_and_every_setting(whole):
 def test_the_same_evaluation_during_training_gives_the_same_responses(whole, tiny_path):
     """What Run.evaluate samples, number by number, are the rows of seed 0."""
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
-    _, sampler, tokenizer, _ = common.open_model(cfg)
+    _, sampler, tokenizer, _ = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", tokenizer, cfg, 5)
-    rollouts = rollout.Rollouts(problems, rollout.generate(sampler, problems, 3, 0, 2**40, cfg))
-    rollout.grade(rollouts, tokenizer)
+    rollouts = rollout.examine(sampler, tokenizer, problems, 3, 0, cfg)
     assert rollouts.rows() == [json.loads(line) for line in open(whole / "tiny.jsonl")][:15]
 
 
@@ -333,13 +326,6 @@ def test_a_sweep_over_temperature_is_greedy_at_0(tmp_path, capsys):
     assert result["benchmarks"]["tiny"]["0"]["seed_std"] == 0
     assert "tiny: temperature" in capsys.readouterr().out
     assert (tmp_path / "sweep.png").stat().st_size > 5_000
-
-
-def test_nucleus_keeps_the_smallest_set_of_likeliest_tokens():
-    p = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]])
-    torch.testing.assert_close(samplers.nucleus(p, 0.7)[0], torch.tensor([0, 0.5, 0.3, 0]))
-    torch.testing.assert_close(samplers.nucleus(p, 0.0), torch.tensor([[0, 0.5, 0, 0], [0.25, 0, 0, 0]]))
-    torch.testing.assert_close(samplers.nucleus(p, 0.5)[1], torch.tensor([0.25, 0.25, 0, 0]))
 
 
 def test_wrong_responses_are_continued_after_the_trigger(whole, tmp_path):
@@ -424,11 +410,11 @@ def test_comparing_with_a_baseline(tmp_path, capsys):
 def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
     """At temperature 1 the sampler's own logprobs are the base's, so its responses have their perplexity."""
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
-    model = common.open_model(cfg)
+    model = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", model[2], cfg, 5)
-    responses = rollout.generate(model[1], problems, 3, 0, 2**40, cfg)
+    responses = rollout.examine(model[1], model[2], problems, 3, 0, cfg).responses
     expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
-    saved = {name: x[:, :3] for name, x in rollout.read_responses(whole / "tiny.jsonl").items()}
+    saved = {name: x[:, :3] for name, x in statistics.read_responses(whole / "tiny.jsonl").items()}
     assert evaluation.perplexities(model, settings_of(whole), saved) == pytest.approx(expected, rel=1e-4)
     assert run("--compare", whole, whole / "tiny.jsonl", "--perplexity", "--out", tmp_path) == 0
     values = json.loads((tmp_path / "compare.json").read_text())["benchmarks"]["tiny"]["perplexity"]

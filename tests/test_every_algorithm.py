@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 import torch
-from helpers import TORCHRUN, assert_near, assert_same_run, output_of, refused, weights
+from helpers import TORCHRUN, assert_near, assert_same_run, metrics, output_of, refused, weights
 
 from conftest import ALGORITHMS, ROOT
 
-pytestmark = pytest.mark.fork
 
-
+@pytest.mark.fork
 def test_a_resumed_run_is_the_same_bit_for_bit(train, few, three_steps, tmp_path, script):
     """Killed after its second step, whose checkpoint was the last, and while it wrote down the third."""
     out = tmp_path / "run"
@@ -25,6 +24,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(train, few, three_steps, tmp_path
     assert_same_run(out, three_steps(script), 3)
 
 
+@pytest.mark.fork
 def test_micro_batches_change_nothing(train, few, three_steps, tmp_path, script):
     """100 tokens: a response or two at a time, in place of all."""
     assert train(tmp_path / "run", "--tokens_per_micro", 100, base=few(script), module=script.module) == 0
@@ -41,38 +41,87 @@ for path, flags in {jobs!r}:
 
 @pytest.fixture(scope="session")
 def two_processes(request, few, tmp_path_factory):
-    """two_processes(script): the folder of the same three steps under torchrun. One start of it runs all algorithms, one
-    after the other."""
+    """two_processes(script): the folder of the same three steps under torchrun, which is started once for all six."""
     folder, fork = tmp_path_factory.mktemp("two"), request.config.option.fork
     done = []
 
     def run(script):
-        if not done:
-            if fork:
-                command, path = [script.path, "--out", folder / script.name, *few(script)], f"{script.path.parent}:{ROOT}"
-            else:
-                flags = lambda name: ["--out", str(folder / name), *few(script)]
-                jobs = [(str(ROOT / f"{name}.py"), flags(name)) for name in ALGORITHMS]
-                (folder / "all.py").write_text(IN_TURN.format(jobs=jobs))
-                command, path = [folder / "all.py"], str(ROOT)
-            done.append(output_of(*TORCHRUN, *command, PYTHONPATH=path))
-            assert done[0].count("first prompt") == (1 if fork else len(ALGORITHMS))  # one of the two speaks
+        if not done and fork:
+            flags = ["--out", folder / script.name, *few(script)]
+            done.append(output_of(*TORCHRUN, script.path, *flags, PYTHONPATH=f"{script.path.parent}:{ROOT}"))
+            assert done[0].count("first prompt") == 1  # one of the two speaks
+        elif not done:
+            jobs = [(str(ROOT / f"{name}.py"), ["--out", str(folder / name), *few(script)]) for name in ALGORITHMS]
+            jobs += [(str(ROOT / "grpo.py"), ["--out", str(folder / "random"), *few(script), "--reward", "random:0.5"])]
+            (folder / "in_turn.py").write_text(IN_TURN.format(jobs=jobs))
+            done.append(output_of(*TORCHRUN, folder / "in_turn.py", PYTHONPATH=str(ROOT)))
+            assert done[0].count("first prompt") == len(jobs)
         return folder / script.name
 
     return run
 
 
+@pytest.mark.fork
 def test_two_processes_do_what_one_does(two_processes, three_steps, script):
     assert_near(two_processes(script), three_steps(script))
     one, two = weights(three_steps(script) / "final"), weights(two_processes(script) / "final")
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
+@pytest.mark.fork
 def test_an_unknown_flag_is_one_line_with_the_nearest_name(train, few, tmp_path, capsys, script):
     line = refused(train, tmp_path, capsys, "--prompt_per_step", 8, base=few(script), module=script.module)
     assert "--prompts_per_step" in line
 
 
+@pytest.mark.fork
 def test_a_missing_data_file_is_one_line(train, few, tmp_path, capsys, script):
     line = refused(train, tmp_path, capsys, "--data", "missing.jsonl", base=few(script), module=script.module)
     assert "missing.jsonl: no such file" in line
+
+
+# ------------------------------------------------------------------------------------------------ the six alone
+grpo_alone = pytest.mark.parametrize("script", ["grpo"], indirect=True)
+
+
+def test_something_is_learned_in_every_step(three_steps, script):
+    """These sizes were chosen so that test_every_algorithm.py compares more than skipped updates."""
+    rows = metrics(three_steps(script))
+    updates = 2 * getattr(script.module.Config(), "epochs", 1)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert sum(row["skipped_updates"] for row in rows) < 3 * updates / 2
+    assert all(row["grad_norm"] > 0 and 0 < row["kept"] <= 1 and row["mismatch"] < 1e-5 for row in rows)
+    two_updates = [row for row in rows if row["skipped_updates"] == 0]
+    assert max(row["ratio_max"] for row in two_updates) > 1.001  # the second update leaves ratio 1
+
+
+@grpo_alone
+def test_one_process_continues_what_two_processes_saved(train, few, two_processes, three_steps, tmp_path, script):
+    out = tmp_path / "run"
+    shutil.copytree(two_processes(script), out)
+    for folder in ("final", "step_000003"):
+        shutil.rmtree(out / folder)
+    assert train(out, "--resume", base=few(script), module=script.module) == 0
+    assert_near(out, three_steps(script))
+
+
+@grpo_alone
+def test_chance_does_not_depend_on_two_processes(train, few, two_processes, tmp_path, script):
+    assert train(tmp_path / "run", "--reward", "random:0.5", base=few(script), module=script.module) == 0
+    assert_near(two_processes(script).with_name("random"), tmp_path / "run")
+    assert any(row["reward"] != row["accuracy"] for row in metrics(tmp_path / "run"))
+
+
+SWITCHES = ["--std false --loss_norm sequence", "--std false --loss_norm constant", "--reward random:0.5",
+            "--kl_coef 0.01 --entropy_coef 0.01"]  # fmt: skip
+
+
+@pytest.mark.slow
+@grpo_alone
+@pytest.mark.parametrize("flags", SWITCHES)
+def test_micro_batches_change_nothing_with_these_switches(train, few, three_steps, tmp_path, script, flags):
+    for tokens in (150, 4096):
+        size = ["--tokens_per_micro", tokens, *flags.split()]
+        assert train(tmp_path / str(tokens), *size, base=few(script), module=script.module) == 0
+    assert_near(tmp_path / "150", tmp_path / "4096")
+    assert metrics(tmp_path / "150") != metrics(three_steps(script)), "the switches do something"

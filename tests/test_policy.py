@@ -13,11 +13,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import TORCHRUN, output_of
 from transformers import (AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM)  # fmt: skip
 
+import core.packing as packing
 import core.policy as policy_module
-from core.policy import Pack, Policy, plan
+from core.packing import Pack
+from core.policy import Policy, plan
 from core.rollout import Batch, token_weights
 
 TINY = str(Path(__file__).parents[1] / "models/tiny")
@@ -45,10 +48,10 @@ def some_batch(rows=12, vocab=97, seed=0, longest=40):
     return batch
 
 
-def surrogate(new, entropy, values):
+def surrogate(new, entropy, tokens):
     """A clipped policy-gradient loss, so that the gradient depends on old and adv as in training."""
-    ratio = (new - values["old"]).exp()
-    return -torch.minimum(ratio * values["adv"], ratio.clamp(0.8, 1.2) * values["adv"]), {}
+    ratio = (new - tokens.old).exp()
+    return -torch.minimum(ratio * tokens.adv, ratio.clamp(0.8, 1.2) * tokens.adv), {}
 
 
 def gradients(folder, batch, tokens_per_micro, norm="token", **how):
@@ -70,10 +73,7 @@ def gradients(folder, batch, tokens_per_micro, norm="token", **how):
 
 def torchrun(script, ranks) -> str:
     """What a script prints that so many processes run, none of which may fail."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, script]
-    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return output_of(*TORCHRUN[:-1], ranks, script)
 
 
 def distance(a, b):
@@ -102,7 +102,7 @@ def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
     batch.values["weight"] = torch.ones_like(batch.values["adv"])
     found = {}
     policy.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in policy.lm.named_parameters()})
-    policy.update(batch, lambda new, entropy, v: (new * v["adv"], {}), max_grad_norm=1e9)
+    policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}), max_grad_norm=1e9)
     assert distance(found, {n: p.grad for n, p in alone.named_parameters()}) < 1e-5
 
 
@@ -141,12 +141,12 @@ def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, k
         def __init__(self, batch, rows, device):
             copies = Batch([prompt.copy() for prompt in batch.prompts], batch.responses)
             super().__init__(copies, rows, device)
-            self.padded = None
+            self.rectangles = None
             built.append(self)
 
     monkeypatch.setattr(policy_module, "Pack", CudaPack)
-    monkeypatch.setattr(policy_module.varlen, "varlen_attn", called := mock.create_autospec(kernel, side_effect=kernel))
-    monkeypatch.setattr(policy_module, "GROUPED", policy_module.grouped_heads(kernel))
+    monkeypatch.setattr(packing.varlen, "varlen_attn", called := mock.create_autospec(kernel, side_effect=kernel))
+    monkeypatch.setattr(packing, "GROUPED", packing.grouped_heads(kernel))
     monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable())
     assert distance(gradients(folders[name], batch, 150), expected) < 1e-6
     assert called.call_count == 2 * 2 * len(built) > 4  # layers, forward and recomputation, micro-batches
@@ -171,7 +171,7 @@ def test_the_end_token_is_trained_and_a_prompt_token_never_is():
     batch = Batch([np.array([7, end, 8, 9])], [np.array([8, 9, end])], dict(weight=torch.ones(3)))
     policy = Policy(TINY, "cpu", lr=1e-3)
     seen = []
-    policy.update(batch, lambda new, entropy, v: (seen.append(new.detach().clone()) or -new, {}))
+    policy.update(batch, lambda new, entropy, tokens: (seen.append(new.detach().clone()) or -new, {}))
     assert seen[0].shape == (3,)  # 3 response tokens, end token included; 4 prompt tokens have no logprob at all
     after = policy.logprobs(batch)[0]
     assert (after > seen[0]).all()
@@ -204,55 +204,34 @@ def test_chunked_logprobs_equal_unchunked(folders):
 
 
 # ------------------------------------------------------------------------------------------------ normalisation
-def test_token_weights_by_hand():
-    """Responses of 1 and 3 tokens. token: 4 tokens in all. sequence: half of the weight each. constant: 2 x 10."""
-    assert token_weights([1, 3], "token", 10).tolist() == pytest.approx([1 / 4] * 4)
-    assert token_weights([1, 3], "sequence", 10).tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
-    assert token_weights([1, 3], "constant", 10).tolist() == pytest.approx([1 / 20] * 4)
-
-
 @pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
 def test_gradient_does_not_depend_on_the_micro_batches(folders, norm):
     batch = some_batch()
     whole = gradients(folders["llama"], batch, 10**6, norm)
-    for budget in (64, 150):
+    for budget in (1, 64, 150):  # 1: no sequence fits, so each is a micro-batch of its own
         assert distance(gradients(folders["llama"], batch, budget, norm), whole) < 1e-6
 
 
-@pytest.mark.parametrize("ranks, shard_size", [(2, 0), pytest.param(4, 2, marks=pytest.mark.slow)])
-def test_gradient_does_not_depend_on_the_number_of_ranks(folders, tmp_path, ranks, shard_size):
-    """Gloo ranks with FSDP2 against this process, for the three normalisations; 3 rows leave one rank idle once. The
-    four ranks hold two copies of the state, each over two of them."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        f"import sys, torch\nsys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
-        "import torch.distributed as dist\nfrom test_policy import gradients, some_batch\n"
-        "dist.init_process_group('gloo')\n"
-        f"out = [gradients({folders['qwen2']!r}, some_batch(rows), 40, norm, shard_size={shard_size})"
-        " for rows in (3, 12) for norm in ('token', 'sequence', 'constant')]\n"
-        f"torch.save(out, {str(tmp_path / 'grads.pt')!r}) if dist.get_rank() == 0 else None\n"
-        "dist.destroy_process_group()\n"
-    )
-    torchrun(script, ranks)
-    found = iter(torch.load(tmp_path / "grads.pt"))
-    for rows in (3, 12):
-        for norm in ("token", "sequence", "constant"):
-            assert distance(next(found), gradients(folders["qwen2"], some_batch(rows), 10**6, norm)) < 1e-6
-
-
-RANKS = """
-import resource, sys, torch
-sys.path[:0] = [{root!r}]
+GRADIENTS = """
+import sys, torch
+sys.path[:0] = [{tests!r}, {root!r}]
+from core.processes import rank, start_processes
+from test_policy import BATCHES, gradients, some_batch
+device = start_processes()
+found = [gradients({folder!r}, some_batch(rows), 40, norm, shard_size={shard_size}) for rows, norm in BATCHES]
+torch.save(found, {out!r}) if rank() == 0 else None
+"""
+BATCHES = [(rows, norm) for rows in (3, 12) for norm in ("token", "sequence", "constant")]
+SHARDS = """
+import resource
 import ppo
 from core.policy import Policy
-from core.processes import rank, start_processes
 from transformers import AutoModel, AutoModelForCausalLM
 
 def refuse(*args, **kwargs):
     raise AssertionError("only rank 0 reads the weights")
 
 read = AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained
-device = start_processes()
 if rank():
     AutoModelForCausalLM.from_pretrained = AutoModel.from_pretrained = refuse
 for folder in {folders!r}:
@@ -277,17 +256,49 @@ print("grown", *grown.tolist()) if rank() == 0 else None
 """
 
 
-def test_only_rank_0_reads_the_weights_and_hands_out_the_shards(folders, tmp_path):
-    """Policies and critics of two ranks have the folder's weights, buffers and end tokens; a model of 108 MB makes
-    rank 1 grow by less than its size, as it never holds more than a shard, 54 MB, and a tensor."""
+def gradients_of_ranks(script, folder, ranks, shard_size=0, more=""):
+    """The gradients that so many ranks compute of BATCHES, and what they print."""
+    tests = str(Path(__file__).parent)
+    out = str(script.with_suffix(".pt"))
+    how = dict(tests=tests, root=str(Path(tests).parent), folder=folder, shard_size=shard_size, out=out)
+    script.write_text(GRADIENTS.format(**how) + more)
+    text = torchrun(script, ranks)
+    return torch.load(out), text
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folders, tmp_path_factory):
+    """What two ranks of gloo found out, in one start of torchrun: gradients, what they printed, the MiB of a model."""
     GenerationConfig(eos_token_id=[5, 7]).save_pretrained(folders["llama"])  # which its config.json does not tell
+    root = tmp_path_factory.mktemp("ranks")
     shape = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, vocab_size=97)
     large = LlamaForCausalLM(LlamaConfig(**shape))
-    large.save_pretrained(tmp_path / "large")
-    size = sum(p.numel() for p in large.parameters()) * 4 / 2**20
-    script, root = tmp_path / "ranks.py", str(Path(__file__).parents[1])
-    script.write_text(RANKS.format(root=root, folders=list(folders.values()), large=str(tmp_path / "large")))
-    first, second = map(float, re.findall(r"grown (\S+) (\S+)", torchrun(script, 2))[0])
+    large.save_pretrained(root / "large")
+    more = SHARDS.format(folders=list(folders.values()), large=str(root / "large"))
+    found, text = gradients_of_ranks(root / "ranks.py", folders["qwen2"], 2, more=more)
+    return found, text, sum(p.numel() for p in large.parameters()) * 4 / 2**20
+
+
+def assert_as_alone(folder, found):
+    for (rows, norm), gradient in zip(BATCHES, found, strict=True):
+        assert distance(gradient, gradients(folder, some_batch(rows), 10**6, norm)) < 1e-6
+
+
+def test_gradient_does_not_depend_on_the_number_of_ranks(folders, two_ranks):
+    """FSDP2 on two ranks against this process, for the three normalisations; 3 rows leave one rank idle once."""
+    assert_as_alone(folders["qwen2"], two_ranks[0])
+
+
+@pytest.mark.slow
+def test_two_copies_of_the_state_on_two_ranks_each(folders, tmp_path):
+    assert_as_alone(folders["qwen2"], gradients_of_ranks(tmp_path / "ranks.py", folders["qwen2"], 4, shard_size=2)[0])
+
+
+def test_only_rank_0_reads_the_weights_and_hands_out_the_shards(two_ranks):
+    """Policies and critics of two ranks have the folder's weights, buffers and end tokens; a model of 108 MB makes
+    rank 1 grow by less than its size, as it never holds more than a shard, 54 MB, and a tensor."""
+    _, text, size = two_ranks
+    first, second = map(float, re.findall(r"grown (\S+) (\S+)", text)[0])
     assert second < 0.8 * size < first
 
 

@@ -1,0 +1,174 @@
+"""A check of one's own, check(response, problem) -> score, in place of the built-in grading: in training, in an
+evaluation, and when it fails."""
+
+import json
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from helpers import error_line, metrics, read, refused, write
+
+import common
+import eval as evaluation
+import grpo
+from conftest import FEW
+from core import rollout
+
+# Rewards responses that show a word which the problem's row names; half of it for a capital. No row has an answer.
+CHECK = '''
+def check(response, problem):
+    word = problem["words"][0]
+    return 1.0 if word in response else 0.5 if word.upper() in response else 0.0
+'''
+
+
+@pytest.fixture
+def check_file(tmp_path):
+    file = tmp_path / "check.py"
+    file.write_text(CHECK)
+    return file
+
+
+@pytest.fixture
+def words_file(tmp_path, problems_file):
+    """Problems of a kind of their own: a list of words, and no answer."""
+    return write(tmp_path / "words.jsonl", [dict(problem=row["problem"], words=["boxed", "python"], level=i)
+                                            for i, row in enumerate(read(problems_file))])  # fmt: skip
+
+
+def graded_by(check, texts, problems):
+    """Rollouts of one response to each problem, graded by this check."""
+    problems = [dict(prompt=torch.tensor([1]).numpy(), text="", answer=None) | problem for problem in problems]
+    responses = [([ord(c) for c in text], [0.0] * len(text), [0.0] * len(text), True) for text in texts]
+    rollouts = rollout.Rollouts(problems, responses)
+    join = lambda rows, skip_special_tokens: ["".join(map(chr, row)) for row in rows]
+    rollout.grade(rollouts, SimpleNamespace(batch_decode=join), check)
+    return rollouts
+
+
+# ------------------------------------------------------------------------------------------------ scores
+def test_scores_are_the_reward_and_above_a_half_is_right():
+    check = lambda response, problem: problem["worth"] * (response == "yes")
+    problems = [dict(worth=x) for x in (1, 0.5, 0.51, 3, -1)]
+    rollouts = graded_by(check, ["yes"] * 5, problems)
+    assert rollouts.scores.flatten().tolist() == pytest.approx([1, 0.5, 0.51, 3, -1])
+    assert rollouts.correct.flatten().tolist() == [1, 0, 1, 1, 0]
+    rewards = common.compute_rewards("ground_truth", rollouts)
+    assert rewards.flatten().tolist() == pytest.approx([1, 0.5, 0.51, 3, -1])
+    stats = rollouts.stats()
+    assert stats["accuracy"] == pytest.approx(3 / 5) and stats["check_errors"] == 0
+
+
+def test_what_a_check_raises_counts_as_0_is_counted_and_is_shown_once(capsys):
+    def check(response, problem):
+        return dict(right=1.0, text="many", nan=float("nan"))[response] if response != "own" else problem["missing"]
+
+    rollouts = graded_by(check, ["right", "own", "no such key", "text", "nan"], [{}] * 5)
+    assert rollouts.scores.flatten().tolist() == [1, 0, 0, 0, 0]
+    assert rollouts.check_errors == rollouts.stats()["check_errors"] == 4
+    graded_by(check, ["own"], [{}])
+    out = capsys.readouterr().out
+    assert out.count("the check failed") == 1 and "it raised KeyError: 'missing'" in out and "check_errors" in out
+
+
+@pytest.mark.parametrize("value, says", [("many", "ValueError"), (float("inf"), "returned inf"), (None, "TypeError")])
+def test_what_is_no_number_is_an_error(value, says, capsys):
+    rollouts = graded_by(lambda response, problem: value, ["a", "b"], [{}, {}])
+    assert rollouts.check_errors == 2 and rollouts.scores.sum() == 0
+    assert says in capsys.readouterr().out
+
+
+def test_without_a_check_there_is_no_such_metric():
+    assert "check_errors" not in graded_by(None, [r"\boxed{1}"], [dict(answer="1")]).stats()
+
+
+# ------------------------------------------------------------------------------------------------ training
+def test_training_on_a_task_of_ones_own(train, tmp_path, words_file, check_file):
+    """From rows without an answer; evaluation is by the check too, and what it saves keeps the columns of the rows."""
+    out = tmp_path / "run"
+    data = ["--data", words_file, "--eval_data", words_file, "--eval_problems", 4]
+    assert train(out, *FEW, *data, "--steps", 2, "--check", check_file) == 0
+    before, *rows = metrics(out)
+    assert [row["check_errors"] for row in rows] == [0, 0] and before["eval_accuracy"] > 0
+    for row in read(out / "samples.jsonl"):
+        assert row["answer"] is None and row["correct"] == (row["reward"] > 0.5)
+        assert row["reward"] == (1.0 if "boxed" in row["response"] else 0.0)
+    saved = read(out / "eval/step_000002/words.jsonl")
+    assert len(saved) == 16 and all(row["words"] == ["boxed", "python"] and "level" in row for row in saved)
+    assert all(row["correct"] == ("boxed" in row["response"]) for row in saved)
+
+
+def test_a_fork_hands_its_check_over_as_a_function(small, tmp_path, words_file):
+    cfg = common.parse(grpo.Config, "doc", [*small, *FEW, "--data", str(words_file), "--out", str(tmp_path / "run")])
+    run = common.Run(cfg, check=lambda response, problem: 0.25 * len(problem["words"]))
+    run.new_step()
+    rollouts = run.sample()
+    assert run.reward(rollouts).tolist() == [[0.5] * 4] * 7 and not rollouts.correct.any()
+
+
+def test_errors_in_training_are_counted_and_do_not_end_it(train, tmp_path, words_file, capsys):
+    file = tmp_path / "broken.py"
+    file.write_text("def check(response, problem):\n    return 1 / ('boxed' not in response)\n")
+    data = ["--data", words_file, "--steps", 2]
+    assert train(tmp_path / "run", *FEW, *data, "--check", file) == 0
+    rows = metrics(tmp_path / "run")
+    assert all(0 < row["check_errors"] <= 28 for row in rows)
+    assert rows[0]["accuracy"] == pytest.approx(1 - rows[0]["check_errors"] / 28)
+    assert capsys.readouterr().out.count("ZeroDivisionError") == 1
+
+
+BROKEN = [
+    (None, "FileNotFoundError"), ("def check(response, problem)\n", "SyntaxError"), ("import no_such_module\n",
+     "ModuleNotFoundError"), ("def grade(response, problem): ...\n", "has no attribute 'check'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, says", BROKEN)
+def test_a_broken_check_file_is_one_line(train, tmp_path, capsys, text, says):
+    file = tmp_path / "check.py"
+    if text is not None:
+        file.write_text(text)
+    line = refused(train, tmp_path, capsys, "--check", file)
+    assert line.startswith(f"error: --check {file}: ") and says in line and "check(response, problem)" in line
+
+
+def test_rows_without_an_answer_need_a_check(train, tmp_path, capsys, words_file):
+    assert "it needs problem" in refused(train, tmp_path, capsys, "--data", words_file)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+def evaluate(*flags) -> int:
+    """eval.py with these flags, in this process, without its figure; its exit status."""
+    with mock.patch.object(sys, "argv", ["eval.py", *map(str, flags)]), mock.patch("plot.draw_evaluation"):
+        try:
+            evaluation.main()
+            return 0
+        except SystemExit as stop:
+            return stop.code
+
+
+SMALL = "--limit 3 --samples 2 --seeds 1 --max_new_tokens 40".split()
+
+
+def test_an_evaluation_by_a_check_and_its_rescoring(tmp_path, words_file, check_file):
+    """The saved rows keep the columns that the check reads, so that they can be graded again, by another check too."""
+    assert evaluate("--bench", words_file, "--check", check_file, *SMALL, "--out", tmp_path / "one") == 0
+    rows = read(tmp_path / "one/words.jsonl")
+    assert len(rows) == 6 and all(row["words"] == ["boxed", "python"] and row["gold"] is None for row in rows)
+    assert [row["correct"] for row in rows] == ["boxed" in row["response"] for row in rows]
+    other = tmp_path / "other.py"
+    other.write_text("def check(response, problem):\n    return problem['level'] == 1\n")
+    assert evaluate("--rescore", tmp_path / "one/words.jsonl", "--check", other, "--out", tmp_path / "two") == 0
+    again = read(tmp_path / "two/words.jsonl")
+    assert [row["correct"] for row in again] == [row["level"] == 1 for row in rows]
+    assert [row["response"] for row in again] == [row["response"] for row in rows]
+    summary = json.loads((tmp_path / "two/summary.json").read_text())["benchmarks"]["words"]
+    assert summary["avg"][0] == pytest.approx(1 / 3)
+
+
+def test_a_broken_check_file_ends_an_evaluation_with_one_line(tmp_path, words_file, capsys):
+    flags = ["--bench", words_file, "--check", tmp_path / "missing.py", *SMALL, "--out", tmp_path / "out"]
+    assert evaluate(*flags) == 2
+    assert error_line(capsys).startswith(f"error: --check {tmp_path / 'missing.py'}: ")

@@ -1,0 +1,264 @@
+"""From the command line to a configuration: what wins over what, what is refused, and what a refusal says."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+import common
+import grpo
+import iterative_dpo
+import ppo
+
+
+def parse(*argv):
+    return common.parse(grpo.Config, "doc", list(argv))
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+def test_explicit_flags_win_over_the_alias_and_the_alias_over_the_defaults():
+    default = grpo.Config()
+    assert (default.lr, default.data, default.prompts_per_step) == (1e-6, "numina-math", 1024)
+    cfg = parse("--model", "tiny", "--lr", "0.5")
+    assert cfg.lr == 0.5  # the flag
+    assert (cfg.data, cfg.prompts_per_step) == ("tiny", 64)  # the alias
+    assert (cfg.samples_per_prompt, cfg.clip_low) == (default.samples_per_prompt, default.clip_low)  # the default
+
+
+def test_a_flag_equal_to_the_default_wins_over_the_alias_too():
+    assert parse("--model", "tiny", "--lr", "1e-6").lr == 1e-6
+    assert parse("--model=tiny", "--eval_data=").eval_data == ""
+
+
+def test_the_alias_may_be_written_either_way_and_anywhere():
+    alias = "qwen2.5-math-7b"
+    for argv in (["--model", alias], [f"--model={alias}"], ["--seed", "1", f"--model={alias}", "--steps", "2"]):
+        cfg = parse(*argv)
+        assert (cfg.model, cfg.template, cfg.lr) == (alias, "qwen-math", 1e-6)
+
+
+def test_a_model_that_is_no_alias_has_the_defaults():
+    cfg = parse("--model", "some/folder")
+    assert (cfg.data, cfg.template, cfg.steps) == ("numina-math", "chat", grpo.Config().steps)
+
+
+def test_without_arguments_the_tiny_model_is_trained():
+    cfg = parse()
+    assert (cfg.model, cfg.data, cfg.eval_data) == ("tiny", "tiny", "tiny-test")
+
+
+def test_the_papers_defaults():
+    """arXiv 2504.11343, section 3: 1,024 prompts of n = 4, mini-batches of 512 prompts, lr 1e-6, clip 0.2, T = 1."""
+    cfg = parse("--model", "qwen2.5-math-7b")
+    assert (cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step) == (1024, 4, 2)
+    assert (cfg.lr, cfg.clip_low, cfg.clip_high, cfg.temperature, cfg.max_grad_norm) == (1e-6, 0.2, 0.2, 1.0, 1.0)
+    assert (cfg.kl_coef, cfg.entropy_coef, cfg.loss_norm, cfg.tis_cap) == (0, 0, "token", 2)
+
+
+def test_booleans():
+    assert parse().std is True and parse().resume is False
+    assert parse("--std", "false").std is False
+    assert parse("--resume").resume is True
+
+
+def test_the_output_folder_names_model_and_seed():
+    assert parse("--seed", "3").out.endswith("-tiny-s3")
+    assert parse("--model", "some/folder").out.endswith("-folder-s0")
+    assert parse("--out", "here").out == "here"
+
+
+def test_every_alias_fills_fields_that_exist():
+    names = {field.name for field in fields(common.Config)}
+    for alias, (source, defaults) in common.MODELS.items():
+        assert set(defaults) <= names and source, alias
+        assert parse("--model", alias).model == alias
+
+
+@pytest.mark.parametrize("alias", [alias for alias in common.MODELS if not alias.startswith("tiny")])
+def test_a_real_model_is_evaluated_and_saved_now_and_then(alias):
+    """A run of a day that shows its first accuracy at the end, or fills the disk, helps nobody."""
+    cfg = parse("--model", alias)
+    assert (cfg.eval_data, cfg.eval_every, cfg.save_every, cfg.keep) == ("math500", 20, 20, 2)
+
+
+def test_the_tiny_models_keep_a_reference():
+    """It costs nothing there, and curves.png then shows the KL."""
+    assert parse().reference is True and parse("--model", "qwen2.5-0.5b").reference is False
+
+
+def test_a_copied_algorithm_may_add_fields():
+    """With bounds or without them: most of what a fork tries out has none."""
+
+    @dataclass
+    class Config(common.Config):
+        beta: float = common.arg(-1.0, "a field of its own")
+        share: float = common.arg(0.5, "another one", least=0, most=1)
+        name: str = common.arg("x", "a word")
+
+    cfg = common.parse(Config, "doc", ["--beta", "-7", "--share", "1"])
+    assert (cfg.beta, cfg.share, cfg.name) == (-7.0, 1.0, "x")
+    with pytest.raises(SystemExit):
+        common.parse(Config, "doc", ["--share", "1.01"])
+
+
+def test_a_percent_sign_in_a_help_text_is_only_that(capsys):
+    """argparse formats help texts with %, and a lone one would end --help with a traceback."""
+
+    @dataclass
+    class Config(common.Config):
+        top: float = common.arg(0.2, "keep the 20 % highest, %s or not")
+
+    with pytest.raises(SystemExit) as stop:
+        common.parse(Config, "doc", ["--help"])
+    assert stop.value.code == 0
+    assert "keep the 20 % highest, %s or not (default: 0.2)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        common.parse(grpo.Config, grpo.__doc__, ["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(grpo.Config):
+        assert f"--{field.name} " in text and field.metadata["help"], field.name
+        assert " ".join(field.metadata["help"].split()) in text, field.name
+    assert "(default: 0.28)" not in text and "(default: 0.2)" in text
+    assert " ".join(grpo.__doc__.split()) in text
+
+
+# ------------------------------------------------------------------------------------------------ errors of flags
+def refused(capsys, *argv) -> str:
+    """The one line that this command line is refused with."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("typo, meant", [("--temprature", "--temperature"), ("--prompt_per_step", "--prompts_per_step"),
+                                         ("--learning-rate=1", ""), ("--std_dev", "")])  # fmt: skip
+def test_an_unknown_flag_is_an_error_with_the_nearest_valid_name(capsys, typo, meant):
+    line = refused(capsys, typo, "1")
+    assert typo.split("=")[0] in line and meant in line
+
+
+def test_a_flag_is_not_completed(capsys):
+    """--clip_hi would be taken for --clip_high: a script that says so breaks when another flag appears."""
+    assert "--clip_high" in refused(capsys, "--clip_hi", "0.3")
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["--steps", "many"], ["steps", "many"]),
+    (["--lr", "fast"], ["lr", "fast"]),
+    (["--loss_norm", "tokens"], ["loss_norm", "tokens", "sequence"]),
+    (["--std", "perhaps"], ["std"]),
+    (["--steps"], ["steps"]),
+    (["--model"], ["model"]),
+    (["tiny"], ["tiny"]),
+])  # fmt: skip
+def test_a_bad_value_is_named(capsys, argv, says):
+    line = refused(capsys, *argv)
+    assert all(word in line for word in says), line
+
+
+@pytest.mark.parametrize("flag, value, says", [
+    ("steps", "0", "--steps 0: must be 1 or above"),
+    ("prompts_per_step", "0", "must be 1 or above"),
+    ("samples_per_prompt", "-1", "must be 1 or above"),
+    ("updates_per_step", "0", "must be 1 or above"),
+    ("max_prompt_tokens", "0", "must be 1 or above"),
+    ("max_new_tokens", "-1", "must be 1 or above"),
+    ("tokens_per_micro", "0", "must be 1 or above"),
+    ("eval_problems", "0", "must be 1 or above"),
+    ("votes", "0", "must be 1 or above"),
+    ("tp", "0", "must be 1 or above"),
+    ("lr", "0", "--lr 0.0: must be above 0"),
+    ("lr", "-1e-6", "must be above 0"),
+    ("max_grad_norm", "0", "must be above 0"),
+    ("temperature", "0", "must be above 0"),
+    ("temperature", "-1", "must be above 0"),
+    ("seed", "-1", "--seed -1: must be 0 or above"),
+    ("limit", "-1", "must be 0 or above"),
+    ("eval_every", "-1", "must be 0 or above"),
+    ("save_every", "-1", "must be 0 or above"),
+    ("keep", "-1", "must be 0 or above"),
+    ("tis_cap", "-1", "must be 0 or above"),
+    ("kl_coef", "-0.1", "must be 0 or above"),
+    ("entropy_coef", "-0.1", "must be 0 or above"),
+    ("shard_size", "-1", "must be 0 or above"),
+    ("clip_low", "-0.1", "must be 0 or above"),
+    ("dual_clip", "-3", "must be 0 or above"),
+    ("vllm_memory", "0", "must be above 0"),
+    ("vllm_memory", "1.1", "--vllm_memory 1.1: must be 1 or below"),
+])  # fmt: skip
+def test_a_number_outside_its_bounds_is_refused(capsys, flag, value, says):
+    line = refused(capsys, f"--{flag}={value}")
+    assert line.startswith(f"error: --{flag} ") and says in line
+
+
+@pytest.mark.parametrize("flag", ["lr", "temperature", "tis_cap", "vllm_memory"])
+def test_not_a_number_is_outside_of_all_bounds(capsys, flag):
+    assert f"--{flag} nan: must be " in refused(capsys, f"--{flag}", "nan")
+
+
+@pytest.mark.parametrize("config, flag, bad, good", [
+    (ppo.Config, "gamma", "1.01", "1"), (ppo.Config, "lam", "-0.1", "0"), (ppo.Config, "value_clip", "-1", "0"),
+    (iterative_dpo.Config, "label_smoothing", "0.51", "0.5"), (iterative_dpo.Config, "beta", "0", "0.01"),
+    (iterative_dpo.Config, "epochs", "0", "1"), (iterative_dpo.Config, "tis_cap", "1", "0"),
+])  # fmt: skip
+def test_the_bounds_of_an_algorithms_own_fields(capsys, config, flag, bad, good):
+    assert common.parse(config, "doc", [f"--{flag}", good])
+    with pytest.raises(SystemExit):
+        common.parse(config, "doc", [f"--{flag}", bad])
+    assert f"error: --{flag} " in capsys.readouterr().err
+
+
+def test_the_error_of_a_real_process(tmp_path):
+    """As a user meets it: status 2, the one line, and no traceback."""
+    script = grpo.__file__
+    done = subprocess.run([sys.executable, script, "--temprature", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "did you mean --temperature" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_names_the_flags_to_lower(tmp_path):
+    script = "import common, torch; raise torch.OutOfMemoryError('CUDA out of memory')"
+    root = Path(common.__file__).parent
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1 and "--tokens_per_micro" in last and "--vllm_memory" in last
+
+
+def test_common_may_be_the_only_import():
+    """It sets what has to be set before torch and transformers come, and brings them along."""
+    script = "import common, torch; cfg = common.parse(common.Config, 'doc', []); print(cfg.model, common.Run.__name__)"
+    root = Path(common.__file__).parent
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny Run\n", "")
+
+
+@pytest.mark.parametrize("flag", ["model", "teacher"])
+def test_an_alias_that_cannot_be_downloaded_is_no_typing_error(capsys, flag):
+    """The tests are offline. "Did you mean qwen2.5-0.5b?" would be no help to one who has typed just that."""
+    with pytest.raises(SystemExit) as stop:
+        common.find_model("qwen2.5-0.5b", flag)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: --{flag} qwen2.5-0.5b: Qwen/Qwen2.5-0.5B could not be downloaded (")
+    assert "local folder" in line and "did you mean" not in line
+
+
+@pytest.mark.parametrize("typo, says", [
+    ("tinny", "did you mean tiny?"), ("qwen2.5-math-7", "did you mean qwen2.5-math-7b?"), ("./nowhere", "./nowhere"),
+])  # fmt: skip
+def test_an_unknown_model(capsys, typo, says):
+    with pytest.raises(SystemExit):
+        common.find_model(typo, "model")
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: --model {typo}: ") and says in line and line.count("\n") == 1

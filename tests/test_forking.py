@@ -1,0 +1,405 @@
+"""What a copy of an algorithm may use of the run, beyond what the six do: its own values and sums of tokens, rollouts
+that are not from the policy, a learning rate that changes, state of its own in checkpoints, an order of the prompts."""
+
+import contextlib
+import importlib.util
+import math
+import signal
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, assert_same_run, error_line, metrics, output_of, read
+
+import common
+import grpo
+import raft
+from conftest import FEW
+from core.rollout import Rollouts, split
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+@pytest.fixture
+def open_run(small, tmp_path):
+    """open_run(flags...): a run of GRPO in its first step, for a test that is the loop itself."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with contextlib.ExitStack() as stack:
+
+        def make(*flags, **how):
+            argv = [*small, *FEW, "--steps", "99", "--out", str(tmp_path / "run"), *map(str, flags)]
+            run = common.Run(common.parse(grpo.Config, "doc", argv), **how)
+            run.begin()
+            steps = run.steps()
+            stack.callback(steps.close)
+            next(steps)
+            return run
+
+        yield make
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def sampled(run, **how) -> Rollouts:
+    """Graded rollouts of the next problems, with old logprobs."""
+    rollouts = run.sample(**how)
+    run.reward(rollouts)
+    run.old_logprobs(rollouts)
+    return rollouts
+
+
+def everything(rollouts, adv=1.0):
+    """This advantage for all responses, all of which are kept."""
+    shape = rollouts.lengths.shape
+    return torch.full(shape, adv), torch.ones(shape, dtype=torch.bool)
+
+
+def one_batch(run, rollouts, *how, **more):
+    run.cfg.updates_per_step = 1
+    (batch,) = run.minibatches(rollouts, *(how or everything(rollouts)), **more)
+    return batch
+
+
+def means(run, rollouts) -> dict:
+    """What log() makes of the sums over tokens."""
+    run.log(rollouts, torch.zeros(rollouts.lengths.shape))
+    return read(run.folder / "metrics.jsonl")[-1]
+
+
+# ------------------------------------------------------------------------------------------------ values of tokens
+def test_what_token_loss_is_given(open_run):
+    """In micro-batches of two or three responses; `mine` is the fork's own: the number of the response in the batch."""
+    run, seen = open_run("--tokens_per_micro", 120, "--reference", "true"), []
+    rollouts = sampled(run)
+    number = torch.arange(28)
+    rollouts.tokens.mine = rollouts.per_token(number)
+    adv = number.view(7, 4) + 1.0
+
+    def token_loss(new, tokens, cfg):
+        seen.append((new.detach(), tokens))
+        return -new * tokens.adv
+
+    run.update(one_batch(run, rollouts, adv, torch.ones(7, 4, dtype=torch.bool)), token_loss)
+    assert len(seen) > 5
+    lengths, starts = rollouts.lengths.flatten(), rollouts.batch.starts
+    for new, tokens in seen:
+        mine = tokens.mine[tokens.position == 0]  # the responses of this micro-batch, in its order
+        assert tokens.response.tolist() == np.repeat(np.arange(len(mine)), lengths[mine]).tolist()  # none is parted
+        assert tokens.position.tolist() == [i for k in lengths[mine] for i in range(k)]
+        at = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in mine])
+        for name in ("old", "ref", "sampler", "entropy", "mine", "weight"):
+            assert torch.equal(getattr(tokens, name), getattr(rollouts.tokens, name)[at]), name
+        assert tokens.adv.tolist() == (tokens.mine + 1).tolist()
+        assert tokens.on_policy.all()
+        assert torch.allclose(new, tokens.old, atol=1e-5)  # nothing is updated yet, so this is the policy that sampled
+    assert sorted(torch.cat([tokens.mine[tokens.position == 0] for _, tokens in seen]).tolist()) == number.tolist()
+    assert torch.allclose(rollouts.tokens.weight, torch.tensor(1 / int(lengths.sum())))
+
+
+def test_old_logprobs_ref_and_entropy_are_there_before_the_algorithm(open_run):
+    run = open_run("--reference", "true")
+    rollouts = sampled(run)
+    logprobs, entropy = run.policy.logprobs(rollouts.batch)
+    assert torch.allclose(rollouts.tokens.old, logprobs, atol=1e-5)
+    assert torch.allclose(rollouts.tokens.entropy, entropy, atol=1e-5)
+    assert torch.allclose(rollouts.tokens.ref, logprobs, atol=1e-5)  # in the first step the policy is the reference
+
+
+def test_an_inexact_sampler_gets_the_trainers_values(open_run, monkeypatch):
+    """Here one that has no entropies and whose logprobs are 0.1 too low, as vLLM's may be on a GPU."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts = run.sample()
+    rollouts.tokens.sampler -= 0.1
+    rollouts.tokens.entropy[:] = math.nan
+    run.reward(rollouts)
+    run.old_logprobs(rollouts)
+    logprobs, entropy = run.policy.logprobs(rollouts.batch)
+    assert torch.equal(rollouts.tokens.old, logprobs) and torch.equal(rollouts.tokens.entropy, entropy)
+    assert run.metrics["mismatch"] == pytest.approx(0.1, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [lambda rollouts: rollouts.lengths, lambda rollouts: 1.0])
+def test_a_value_of_the_wrong_shape_is_one_line(open_run, capsys, value):
+    run = open_run()
+    rollouts = sampled(run)
+    rollouts.tokens.mine = value(rollouts)
+    with pytest.raises(SystemExit) as stop:
+        run.minibatches(rollouts, *everything(rollouts))
+    assert stop.value.code == 2 and "tokens.mine" in error_line(capsys)
+
+
+@pytest.mark.parametrize("loss, is_now", [(lambda new: new.mean(), "[]"), (lambda new: new[1:], "["),
+                                          (lambda new: 1.0, "float")])  # fmt: skip
+def test_a_loss_of_the_wrong_shape_is_one_line(open_run, capsys, loss, is_now):
+    run = open_run()
+    batch = one_batch(run, sampled(run))
+    with pytest.raises(SystemExit) as stop:
+        run.update(batch, lambda new, tokens, cfg: loss(new))
+    assert stop.value.code == 2 and f"token_loss returned {is_now}" in error_line(capsys)
+
+
+def test_own_sums_stand_in_the_metrics_in_place_of_the_clip(open_run):
+    """As shares of the kept tokens: here a half of each token, and how many there are with an advantage above 0. Names
+    that end in _max are maxima."""
+    run = open_run("--tokens_per_micro", 120)
+    rollouts = sampled(run)
+    adv = torch.where(torch.arange(28).view(7, 4) < 8, 1.0, -1.0)
+
+    def token_loss(new, tokens, cfg):
+        sums = dict(half=torch.full_like(new, 0.5).sum(), good=(tokens.adv > 0).sum(), place_max=tokens.position.max())
+        return -new * tokens.adv, sums
+
+    run.update(one_batch(run, rollouts, adv, torch.ones(7, 4, dtype=torch.bool)), token_loss)
+    row = means(run, rollouts)
+    assert row["half"] == pytest.approx(0.5) and row["clip_low"] is None and row["clip_high"] is None
+    assert row["good"] == pytest.approx(float(rollouts.lengths[:2].sum() / rollouts.lengths.sum()))
+    assert row["place_max"] == rollouts.lengths.max() - 1
+
+
+def test_a_metric_of_ones_own(open_run):
+    """A tensor of one number counts as a number."""
+    run = open_run()
+    run.metrics["temperature"], run.metrics["share"] = 0.7, torch.tensor(0.25)
+    row = means(run, sampled(run))
+    assert (row["temperature"], row["share"]) == (0.7, 0.25)
+
+
+# ------------------------------------------------------------------------------------------------ other rollouts
+def test_other_problems_leave_the_data_cursor_alone_but_draw_new_random_numbers(open_run):
+    run = open_run()
+    first = run.sample()
+    assert run.drawn == 7
+    same = [run.sample(problems=first.problems[:2]) for _ in range(2)]
+    assert run.drawn == 7 and run.sampled == 7 + 2 + 2
+    texts = [[tuple(x) for x in rollouts.batch.responses[:8]] for rollouts in (first, *same)]
+    assert texts[0] != texts[1] != texts[2] != texts[0]
+    assert len(np.unique(np.concatenate([x.keys for x in (first, *same)]))) == 28 + 8 + 8
+    following = common.draw(run.problems, 7, 7, run.cfg.seed)
+    assert [p["text"] for p in run.sample().problems] == [p["text"] for p in following] and run.drawn == 14
+
+
+def test_another_temperature_is_off_policy(open_run):
+    run = open_run()
+    assert run.sample().on_policy.all() and run.sample(temperature=1.0).on_policy.all()
+    cold = run.sample(temperature=0.3)
+    assert not cold.on_policy.any()
+    hot = run.sample(temperature=1.5)
+    assert cold.tokens.entropy.mean() < hot.tokens.entropy.mean()
+
+
+def test_old_logprobs_of_rollouts_at_another_temperature_are_the_policys_at_its_own(open_run):
+    """The sampler's own are at 0.5, which would count as mismatch."""
+    run = open_run()
+    on, off = run.sample(), run.sample(temperature=0.5)
+    both = on + off
+    run.reward(both)
+    run.old_logprobs(both)
+    off_tokens, exact = both.per_token(~both.on_policy), run.policy.logprobs(both.batch)[0]
+    assert off_tokens.sum() == off.lengths.sum() and torch.allclose(both.tokens.old, exact, atol=1e-5)
+    assert (off.tokens.sampler - both.tokens.old[off_tokens]).abs().mean() > 0.02
+    assert torch.equal(both.tokens.sampler[off_tokens], both.tokens.old[off_tokens])
+    run.update(one_batch(run, both), grpo.token_loss)
+    assert run.metrics["mismatch"] < 1e-5 and run.metrics["mismatch_max"] < 1e-4
+
+
+@pytest.mark.parametrize("source", ["temperature", "replay"])
+def test_off_policy_rollouts_touch_neither_mismatch_nor_the_importance_weight(open_run, monkeypatch, source):
+    """An engine whose logprobs are ln 1.5 too low: the truncated importance weight of its tokens is 1.5, so a loss of 1
+    for each token is 1.5 on average; but 1 for those that are not on-policy."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", False)
+    on = run.sample()
+    if source == "replay":  # right answers of an earlier step, say
+        off = Rollouts(on.problems[:3], on.responses[:12], on_policy=torch.zeros(3, 4, dtype=torch.bool))
+    else:
+        off = run.sample(temperature=0.5)
+    both = on + off
+    both.tokens.sampler -= math.log(1.5)
+    run.reward(both)
+    run.old_logprobs(both)
+    assert run.metrics["mismatch"] == pytest.approx(math.log(1.5), abs=1e-4)
+    assert run.metrics["mismatch_max"] == pytest.approx(math.log(1.5), abs=1e-4)
+    run.update(one_batch(run, both), lambda new, tokens, cfg: torch.ones_like(new) + 0 * new)
+    share = float(on.lengths.sum() / both.lengths.sum())
+    assert means(run, both)["loss"] == pytest.approx(1.5 * share + 1 - share, rel=1e-4)
+
+
+def test_rollouts_of_a_teacher_alone_have_no_mismatch(train, tmp_path):
+    flags = ["--steps", 1, "--updates_per_step", 1, "--teacher", "tiny-badcode"]
+    assert train(tmp_path / "run", *FEW, *flags, module=raft) == 0
+    (row,) = metrics(tmp_path / "run")
+    assert row["mismatch"] is None and row["grad_norm"] > 0 and row["ratio_max"] == pytest.approx(1, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ order and together
+def test_minibatches_in_an_order_of_ones_own(open_run):
+    """The hardest first, say; each prompt is in the update that the order says."""
+    run = open_run()
+    rollouts = sampled(run)
+    order = [6, 5, 4, 3, 2, 1, 0]
+    one, two = run.minibatches(rollouts, *everything(rollouts), order=order)
+    texts = lambda batch: [tuple(x) for x in batch.responses]
+    every = texts(rollouts.batch)
+    assert texts(one) == sum((every[4 * i : 4 * i + 4] for i in order[:4]), [])
+    assert texts(two) == sum((every[4 * i : 4 * i + 4] for i in order[4:]), [])
+
+
+def test_epochs_repeat_all_updates(open_run):
+    run = open_run()
+    rollouts = sampled(run)
+    batches = run.minibatches(rollouts, *everything(rollouts), epochs=3)
+    assert [len(batch.responses) for batch in batches] == [16, 12] * 3
+
+
+def group_loss(new, tokens, cfg):
+    """A loss that needs all responses to a prompt at once: the square of the mean log-ratio of the prompt's tokens."""
+    ones = torch.ones_like(new)
+    mean = common.sum_by(tokens.group, (new - tokens.old) * tokens.adv) / common.sum_by(tokens.group, ones).clamp(min=1)
+    return (mean - 0.5)[tokens.group] ** 2
+
+
+def test_together_the_responses_of_a_prompt_are_never_parted(tiny_path):
+    """So the gradient is the same in micro-batches of any size; without it, it is not."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 20, (15,), generator=generator).tolist()
+    ids = [torch.randint(5, 90, (k,), generator=generator).numpy() for k in lengths]
+    problems = [dict(prompt=torch.randint(5, 90, (4,), generator=generator).numpy()) for _ in range(5)]
+    keep = torch.rand(5, 3, generator=generator) < 0.8
+    adv = torch.randn(5, 3, generator=generator)
+
+    def gradient(tokens_per_micro, together):
+        rollouts = Rollouts(problems, [(x, np.zeros(len(x)), np.zeros(len(x)), True) for x in ids])
+        rollouts.tokens.old = torch.full((sum(lengths),), -4.0)
+        rollouts.tokens.group = rollouts.per_token(torch.arange(5)[:, None].expand(5, 3))
+        cfg = replace(grpo.Config(), updates_per_step=1)
+        (batch,) = split(rollouts, adv, keep, cfg, together=together)
+        policy = common.Policy(tiny_path, "cpu", lr=1e-3, tokens_per_micro=tokens_per_micro)
+        policy.optimizer.zero_grad = lambda: None
+        policy.update(batch, lambda new, entropy, tokens: (group_loss(new, tokens, cfg), {}), 1e9)
+        return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+    whole = gradient(10_000, True)
+    for tokens in (1, 50):
+        assert (gradient(tokens, True) - whole).norm() / whole.norm() < 1e-5
+    assert (gradient(1, False) - whole).norm() / whole.norm() > 0.1
+
+
+# ------------------------------------------------------------------------------------------------ whole forks
+EDITS = {
+    "for _ in run.steps():": "for step in run.steps():\n        run.lr = cfg.lr / step",
+    "    run.begin()":
+        "    memory, notes = Memory(), {}\n    run.checkpointed.update(memory=memory, notes=notes)\n    run.begin()",
+    "        run.old_logprobs(rollouts)":
+        "        memory.add(rollouts)\n        notes['rewards'] = [*notes.get('rewards', []), rewards.mean().item()]\n"
+        "        run.metrics['remembered'] = memory.sum.sum()\n        run.old_logprobs(rollouts)",
+    "def main():": '''class Memory:
+    """State of the fork's own, to the last bit."""
+
+    def __init__(self):
+        self.sum, self.draws = torch.zeros(3, dtype=torch.float64), []
+
+    def add(self, rollouts):
+        self.sum += rollouts.tokens.sampler.double().mean() / 3
+        self.draws.append(torch.rand(()).item())
+
+    def state_dict(self):
+        return dict(sum=self.sum, draws=self.draws)
+
+    def load_state_dict(self, state):
+        self.sum, self.draws = state["sum"], state["draws"]
+
+
+def main():''',
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory):
+    """A copy of grpo.py, far from it, with a schedule for the learning rate and state of its own."""
+    text = (ROOT / "grpo.py").read_text()
+    for old, new in EDITS.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file = tmp_path_factory.mktemp("elsewhere") / "mine.py"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("mine", file)
+    module = sys.modules["mine"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rates(optimizer_of):
+    return [group["lr"] for group in optimizer_of.optimizer.param_groups]
+
+
+def test_a_schedule_and_own_state_survive_a_resume(train, fork, tmp_path, monkeypatch):
+    """Straight on, and stopped after the second of four steps: the same to the last bit, own state included."""
+    flags, used = [*FEW, "--save_every", 1], []
+    update = common.Policy.update
+    spy = lambda policy, *args, **how: (update(policy, *args, **how), used.append(rates(policy)))[0]
+    monkeypatch.setattr(common.Policy, "update", spy)
+    assert train(tmp_path / "one", *flags, "--steps", 4, module=fork) == 0
+    assert train(tmp_path / "two", *flags, "--steps", 2, module=fork) == 0
+    assert train(tmp_path / "two", *flags, "--steps", 4, "--resume", module=fork) == 0
+    assert_same_run(tmp_path / "two", tmp_path / "one", 4)
+    rows = metrics(tmp_path / "one")
+    assert [row["lr"] for row in rows] == [3e-4, 3e-4 / 2, 3e-4 / 3, 3e-4 / 4]
+    assert sorted({rate for one in used for rate in one}) == pytest.approx([3e-4 / step for step in (4, 3, 2, 1)])
+    state, notes = (torch.load(tmp_path / f"two/step_000004/{name}.pt") for name in ("memory", "notes"))
+    assert len(state["draws"]) == len(set(state["draws"])) == 4
+    assert state["sum"].sum().item() == rows[-1]["remembered"]
+    assert notes["rewards"] == pytest.approx([row["reward"] for row in rows])
+
+
+def test_state_that_cannot_be_checkpointed_or_comes_too_late_is_one_line(small, tmp_path, capsys):
+    cfg = common.parse(grpo.Config, "doc", [*small, *FEW, "--out", str(tmp_path / "run")])
+    run = common.Run(cfg)
+    run.checkpointed["history"] = [1, 2]
+    with pytest.raises(SystemExit):
+        run.begin()
+    assert "run.checkpointed['history'] is a list; it needs state_dict" in error_line(capsys)
+    run.checkpointed["history"] = {}
+    run.begin()
+    run.checkpointed["late"] = {}
+    with pytest.raises(SystemExit):
+        next(run.steps())
+    assert "run.checkpointed['late']: it has to be there before run.begin()" in error_line(capsys)
+
+
+def test_a_loop_that_forgets_to_save_is_told(open_run, small, tmp_path, capsys):
+    """It would neither write checkpoints nor leave on Ctrl-C."""
+    run = common.Run(common.parse(grpo.Config, "doc", [*small, *FEW, "--steps", "9", "--out", str(tmp_path / "run")]))
+    run.begin()
+    with pytest.raises(SystemExit):
+        for _ in run.steps():
+            run.sync()
+    assert "step 1: the loop did not call run.save()" in error_line(capsys)
+
+
+def test_the_first_sample_syncs_if_the_loop_has_not(open_run):
+    run = open_run()
+    with torch.no_grad():
+        for parameter in run.policy.parameters():
+            parameter.mul_(1.05)
+    rollouts = sampled(run)
+    assert torch.allclose(rollouts.tokens.sampler, run.policy.logprobs(rollouts.batch)[0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_option_fork(fork, problems_file, tmp_path):
+    """Five tests on the script alone, from a working directory of its own; more flags may follow its name."""
+    command = [sys.executable, "-m", "pytest", "-v", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
+    text = output_of(*command, "--fork", f"{fork.__file__} --data {problems_file} --seed 3", PYTHONPATH="")
+    passed = [line.split("::")[1].split("[")[0] for line in text.splitlines() if " PASSED" in line]
+    assert "5 passed" in text and "[mine]" in text and len(passed) == len(set(passed)) == 5
+    words = ("resumed", "micro_batches", "two_processes", "unknown_flag", "missing_data")
+    assert all(sum(word in name for name in passed) == 1 for word in words)
+
+
+@pytest.mark.slow
+def test_the_option_fork_without_such_a_file(tmp_path):
+    command = [sys.executable, "-m", "pytest", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
+    with pytest.raises(AssertionError, match="--fork nowhere.py: there is no file"):
+        output_of(*command, "--fork", "nowhere.py")

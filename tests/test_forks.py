@@ -1,0 +1,271 @@
+"""Copies of grpo.py: the diffs that README shows, a task of one's own, state that survives a resume, and what somebody
+who changes a copy is told about a slip."""
+
+import importlib.util
+import json
+import math
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import assert_near, error_line, read, same_weights, weights
+
+from conftest import ROOT
+
+GRPO = (ROOT / "grpo.py").read_text()
+TWO_STEPS = ["--steps", 2, "--eval_data", ""]
+
+
+# ------------------------------------------------------------------------------------------------ making a copy
+def apply(diff: str, source: str) -> str:
+    """The source after a unified diff, whose hunks each have to fit in one place, as for `patch`."""
+    for header, body in re.findall(r"^@@ (.*) @@.*\n((?:[ +-].*\n|\n)+)", diff, re.M):
+        lines = [line or " " for line in body.splitlines()]  # an editor may have taken the blank of an empty line
+        old, new = ([line[1:] for line in lines if line[0] in kinds] for kinds in (" -", " +"))
+        counts = [int(count) for count in re.fullmatch(r"-\d+,(\d+) \+\d+,(\d+)", header).groups()]
+        assert counts == [len(old), len(new)], f"@@ {header} @@ does not count the lines below it"
+        old, new = ("".join(line + "\n" for line in part) for part in (old, new))
+        assert source.count(old) == 1, f"README's diff no longer fits grpo.py:\n{old}"
+        source = source.replace(old, new)
+    return source
+
+
+def changed(*changes: tuple[str, str]) -> str:
+    """grpo.py with the first text of each pair, which has to stand there once, replaced by the second."""
+    source = GRPO
+    for old, new in changes:
+        assert source.count(old) == 1, f"grpo.py no longer has the one place to be changed: {old}"
+        source = source.replace(old, new)
+    return source
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """fork(source): the module of a file with this text."""
+
+    def load(source: str, name="mine"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(source)
+        spec = importlib.util.spec_from_file_location(f"test_forks_{name}", file)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+# ------------------------------------------------------------------------------------------------ README's diffs
+def readme_forks() -> dict[str, tuple[str, list[str]]]:
+    """{name: (diff, the flags that the sentence before it asks for)} of README's diffs of grpo.py."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"((?:.+\n)+)```diff\n(--- grpo\.py\n\+\+\+ (\w+)\.py\n[^`]*)```", text)
+    return {name: (diff, " ".join(re.findall(r"`(--[^`]*)`", text)).split()) for text, diff, name in found}
+
+
+FORKS = readme_forks()
+needs_diffs = pytest.mark.skipif(not FORKS, reason="README.md shows no diff of grpo.py yet")
+
+
+@pytest.fixture(scope="module")
+def plain(train, tmp_path_factory):
+    """The metrics of two steps of grpo.py itself."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    assert train(out, *TWO_STEPS) == 0
+    return read(out / "metrics.jsonl")
+
+
+@needs_diffs
+@pytest.mark.parametrize("name", FORKS)
+def test_readmes_diffs_fit_grpo_and_their_forks_learn_something_else(train, fork, plain, tmp_path, name):
+    """Two steps each: with a gradient, no NaN, no warning, and not what grpo.py does from the same rollouts."""
+    diff, flags = FORKS[name]
+    assert train(tmp_path / "run", *TWO_STEPS, *flags, module=fork(apply(diff, GRPO), name)) == 0
+    rows = read(tmp_path / "run/metrics.jsonl")  # a NaN would be an error
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert (rows[0]["accuracy"], rows[0]["length"]) == (plain[0]["accuracy"], plain[0]["length"])
+    assert any(rows[-1][k] != plain[-1][k] for k in ("grad_norm", "lr")), "the change changes nothing"
+
+
+@pytest.mark.skipif("gspo" not in FORKS, reason="README.md shows no GSPO yet")
+def test_gspo_by_hand(fork):
+    """arXiv 2507.18071, eq. 5: mean over responses of -min(s A, clip(s) A), s = exp(mean over tokens of new - old).
+    With --loss_norm sequence a token's weight is 1 / (responses x own length). Three responses of 2, 3 and 1 tokens:
+    one inside the band, one clipped above with A > 0 (no gradient), one far above with A < 0 (not clipped)."""
+    gspo = fork(apply(FORKS["gspo"][0], GRPO), "gspo")
+    cfg = gspo.Config(loss_norm="sequence", clip_low=0.02, clip_high=0.04)
+    old = [[-1.0, -0.5], [-2.0, -0.25, -1.5], [-0.75]]
+    moved = [[0.05, -0.03], [0.5, -0.1, 0.2], [0.3]]  # new - old; their means are 0.01, 0.2 and 0.3
+    advantages = [1.5, 0.5, -2.0]
+
+    loss, gradient, bound = 0.0, [], 0
+    for change, a in zip(moved, advantages):
+        s = math.exp(sum(change) / len(change))
+        clipped = min(max(s, 1 - 0.02), 1 + 0.04)
+        loss -= min(s * a, clipped * a) / 3
+        free = s * a <= clipped * a  # the minimum is the side that depends on the policy; ds/dnew = s / length
+        gradient += [-a * s / len(change) / 3 if free else 0.0] * len(change)
+        bound += 0 if free else len(change)
+    assert [x == 0 for x in gradient] == [False, False, True, True, True, False]  # the case is what it says
+
+    sizes = torch.tensor([len(x) for x in old])
+    number = torch.arange(3).repeat_interleave(sizes)
+    flat = lambda rows: torch.tensor([x for row in rows for x in row], dtype=torch.float64)
+    tokens = SimpleNamespace(old=flat(old), adv=torch.tensor(advantages, dtype=torch.float64)[number], response=number)
+    new = (flat(old) + flat(moved)).requires_grad_()
+    losses, counts = gspo.token_loss(new, tokens, cfg)
+    (losses / (3 * sizes[number])).sum().backward()
+    assert (losses / (3 * sizes[number])).sum().item() == pytest.approx(loss, rel=1e-12)
+    assert new.grad.tolist() == pytest.approx(gradient, rel=1e-12)
+    assert (int(counts["clip_low"]), int(counts["clip_high"])) == (0, bound)
+
+
+# ------------------------------------------------------------------------------------------------ a task of one's own
+CHECK = r'''
+def check(response, problem):
+    """Half a point for a box, another half for one that takes few letters: this problem's budget."""
+    return 0.5 * ("\\boxed{" in response) + 0.5 * ("\\boxed{" in response and len(response) <= problem["budget"])
+'''
+
+
+@pytest.fixture
+def task(tmp_path, problems_file):
+    """Problems without an answer, but with a column of their own, and the file of their check."""
+    rows = [dict(problem=row["problem"], budget=28 + i % 3) for i, row in enumerate(read(problems_file))]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.py").write_text(CHECK)
+    return SimpleNamespace(rows=rows, flags=["--data", tmp_path / "task.jsonl", "--check", tmp_path / "task.py"])
+
+
+def test_a_task_of_ones_own_is_learned_and_its_rewards_are_the_checks(train, task, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--steps", 5, "--eval_data", "", "--prompts_per_step", 16, "--lr", 1e-3]
+    assert train(out, *flags, *task.flags) == 0
+    space = {}
+    exec(CHECK, space)
+    for row in read(out / "samples.jsonl"):
+        problem = next(p for p in task.rows if f">{p['problem']}<" in row["prompt"])
+        assert row["reward"] == space["check"](row["response"].removesuffix("<|end|>"), problem)
+        assert row["correct"] == (row["reward"] > 0.5) and row["answer"] is None
+    rows = read(out / "metrics.jsonl")
+    assert rows[-1]["reward"] > rows[0]["reward"] + 0.1 and rows[-1]["length"] < rows[0]["length"]
+    assert {row["check_errors"] for row in rows} == {0}
+
+
+def test_a_check_that_a_fork_hands_over_is_the_same_as_one_named_by_a_flag(train, fork, task, tmp_path):
+    space = {}
+    exec(CHECK, space)
+    mine = fork(changed(("common.Run(cfg)", "common.Run(cfg, check=check)")))
+    mine.check = space["check"]
+    assert train(tmp_path / "flag", *TWO_STEPS, *task.flags) == 0
+    assert train(tmp_path / "fork", *TWO_STEPS, *task.flags[:2], module=mine) == 0
+    assert_near(tmp_path / "flag", tmp_path / "fork", 0)
+
+
+def test_readmes_task_writes_its_problems_and_its_check_reads_their_columns(train, tmp_path, capsys):
+    blocks = re.findall(r"```python\n([^`]*)```", (ROOT / "README.md").read_text())
+    found = [block for block in blocks if "def check(" in block]
+    if not found:
+        pytest.skip("README.md shows no check yet")
+    (tmp_path / "task.py").write_text(found[0])
+    exec(compile(found[0], "task.py", "exec"), dict(__name__="__main__"))
+    (tmp_path / "task.jsonl").write_text(capsys.readouterr().out)
+    flags = ["--data", tmp_path / "task.jsonl", "--check", tmp_path / "task.py"]
+    assert train(tmp_path / "run", *TWO_STEPS, *flags) == 0
+    rows = read(tmp_path / "run/metrics.jsonl")
+    assert {row["check_errors"] for row in rows} == {0} and 0 <= rows[0]["accuracy"] < 1
+
+
+# ------------------------------------------------------------------------------------------------ state of a fork
+REPLAY = '''
+def replay(rollouts, rewards, buffer):
+    """Where all responses to a prompt are wrong, an earlier right one takes the place of the first."""
+    responses, on_policy = list(rollouts.responses), rollouts.on_policy.clone()
+    for i, problem in enumerate(rollouts.problems):
+        if rewards[i].amax() > 0:
+            buffer[problem["text"]] = responses[i * rollouts.n + int(rewards[i].argmax())]
+        elif problem["text"] in buffer:
+            responses[i * rollouts.n], on_policy[i, 0] = buffer[problem["text"]], False
+    return common.Rollouts(rollouts.problems, responses, rollouts.keys, on_policy)
+
+
+def main():'''
+BEFORE = "        run.old_logprobs(rollouts)\n"
+DURING = """        rollouts = replay(rollouts, rewards, buffer)
+        rewards = run.reward(rollouts)
+        run.metrics["replayed"] = (~rollouts.on_policy).float().mean()
+"""
+
+
+def test_a_dict_of_a_fork_is_resumed_and_replayed_responses_are_off_policy(train, fork, tmp_path):
+    """Eleven problems, the same in each step. The third step of a resumed run replays what the first two have seen: it
+    is the same bit for bit. Replayed responses leave `mismatch` alone. A metric may be a tensor."""
+    begin = "    run.begin()\n"
+    buffer = ("def main():", REPLAY.strip())
+    state = (begin, '    run.checkpointed["buffer"] = buffer = {}\n' + begin)
+    mine = fork(changed(buffer, state, (BEFORE, DURING + BEFORE)))
+    flags = ["--steps", 3, "--save_every", 2, "--eval_data", "", "--samples_per_prompt", 2, "--limit", 11]
+    assert train(tmp_path / "whole", *flags, module=mine) == 0
+    rows = read(tmp_path / "whole/metrics.jsonl")
+    assert rows[-1]["replayed"] > 0 and all(row["mismatch"] < 1e-5 for row in rows)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for folder in ("step_000003", "final"):
+        shutil.rmtree(tmp_path / "resumed" / folder)
+    assert train(tmp_path / "resumed", *flags, "--resume", module=mine) == 0
+    assert_near(tmp_path / "resumed", tmp_path / "whole", 0)
+    assert same_weights(weights(tmp_path / "resumed/final"), weights(tmp_path / "whole/final"))
+    files = [tmp_path / run / "step_000003/buffer.pt" for run in ("whole", "resumed")]
+    one, two = (torch.load(file, weights_only=False) for file in files)
+    assert one.keys() == two.keys() and len(one) > 1  # files of the same values may differ: pickle notes shared objects
+    for prompt in one:
+        assert all((x == y) if isinstance(x, bool) else (x == y).all() for x, y in zip(one[prompt], two[prompt]))
+
+
+# ------------------------------------------------------------------------------------------------ slips
+ADV = "        adv, keep = advantages(rewards, cfg)\n"
+LOSS = "    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)\n"
+BEGIN = "    run.begin()\n"
+SLIPS = {
+    "one advantage per prompt": (ADV, ADV + "        adv = adv.mean(1)\n", "adv is [11]; it needs [11, 4]"),
+    "advantages on their side": (ADV, ADV + "        adv = adv.T\n", "adv is [4, 11]; it needs [11, 4]"),
+    "a mask per prompt": (ADV, ADV + "        keep = common.mixed(rewards)\n", "keep is [11], torch.bool; it needs ["),
+    "a mask of numbers": (ADV, ADV + "        keep = rewards\n", "keep is [11, 4], torch.float32; it needs [11, 4]"),
+    "responses as tokens": (ADV, ADV + "        rollouts.tokens.mine = adv\n", "tokens.mine is [11, 4]; it needs ["),
+    "a number as tokens": (ADV, ADV + "        rollouts.tokens.mine = 1.0\n", "tokens.mine is float; it needs ["),
+    "a taken name": (ADV, ADV + "        rollouts.tokens.response = rollouts.tokens.old\n", "the name is taken"),
+    "a loss already summed": (LOSS, "    return (-new * tokens.adv).sum()\n", "token_loss returned []; it needs ["),
+    "no loss": (LOSS, "    -new * tokens.adv\n", "token_loss returned NoneType; it needs ["),
+    "no save": ("        run.save()\n", "", "step 1: the loop did not call run.save()"),
+    "state too late": (BEGIN, BEGIN + "    run.checkpointed['x'] = {}\n", "run.checkpointed['x']: it has to be there"),
+    "state of no use": (BEGIN, "    run.checkpointed['x'] = []\n" + BEGIN, "run.checkpointed['x'] is a list; it needs"),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_is_one_line(train, fork, tmp_path, capsys, name):
+    old, new, words = SLIPS[name]
+    assert train(tmp_path / "run", *TWO_STEPS, module=fork(changed((old, new)))) == 2
+    assert words in error_line(capsys)
+
+
+@pytest.mark.parametrize("body, words", [
+    ("problem['nope']", "it raised KeyError: 'nope'"),
+    ("None", "it raised TypeError"),
+    ("float('nan')", "it returned nan"),
+])  # fmt: skip
+def test_a_check_that_fails_counts_as_0_and_is_shown_once(train, problems_file, tmp_path, capsys, body, words):
+    (tmp_path / "task.py").write_text(f"def check(response, problem):\n    return {body}\n")
+    flags = [*TWO_STEPS, "--max_new_tokens", 24, "--check", tmp_path / "task.py"]
+    assert train(tmp_path / "run", *flags) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the check failed" in line]
+    assert len(lines) == 1 and words in lines[0]
+    rows = read(tmp_path / "run/metrics.jsonl")
+    assert [row["check_errors"] for row in rows] == [44, 44] and [row["reward"] for row in rows] == [0, 0]
+
+
+def test_a_loop_that_forgets_to_sync_still_samples_from_the_policy(train, fork, plain, tmp_path):
+    """At least the first time: later a fork may have its reasons."""
+    assert train(tmp_path / "run", *TWO_STEPS, module=fork(changed(("        run.sync()\n", "")))) == 0
+    assert read(tmp_path / "run/metrics.jsonl")[0]["reward"] == plain[0]["reward"] > 0
