@@ -46,7 +46,7 @@ logging.disable_progress_bar()
 @dataclass
 class Config:
     # model and problems
-    model: str = arg("tiny", "alias (README lists them), hub id or local folder")
+    model: str = arg("tiny", "alias (docs/reference.md lists them), hub id or local folder")
     data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
     template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)", least=0)

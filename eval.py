@@ -242,7 +242,9 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
     problems = []
     for row in list(first.values())[: cfg.limit or None]:
         beginning = row["after"] + row["response"] + cfg.reflect
-        problems.append(encode(row["problem"], cfg.template, tokenizer, beginning) | dict(answer=row["gold"]))
+        columns = row["source"] if cfg.check else {}  # which a check may read
+        encoded = encode(row["problem"], cfg.template, tokenizer, beginning)
+        problems.append(columns | encoded | dict(answer=columns.get("answer", row["gold"])))
     return {Path(cfg.wrong).stem: problems}
 
 
