@@ -378,7 +378,7 @@ class Run:
             return
         self.failures, self.updates = 0, self.updates + 1
         gap, largest, on_policy = (stats.pop(name) for name in ("mismatch", "mismatch_max", "on_policy"))
-        if m["mismatch"] is None and on_policy:
+        if m["mismatch"] is None and on_policy and self.updates == 1:  # later ones see other weights than sampled
             m["mismatch"], m["mismatch_max"] = gap / on_policy, largest
         for name, value in stats.items():
             last = self.totals.get(name, 0)
