@@ -223,6 +223,15 @@ def test_a_dict_of_a_fork_is_resumed_and_replayed_responses_are_off_policy(train
         assert all((x == y) if isinstance(x, bool) else (x == y).all() for x, y in zip(one[prompt], two[prompt]))
 
 
+def test_mismatch_is_never_measured_after_an_update(train, fork, tmp_path):
+    """Hot rollouts, which are off-policy, fill the first update; the weights that the second one sees have moved on."""
+    sample = "        rollouts = run.sample()\n        rewards"
+    hot_first = sample.replace("run.sample()", "run.sample(temperature=1.2) + run.sample()")
+    assert train(tmp_path / "run", *TWO_STEPS, module=fork(changed((sample, hot_first)))) == 0
+    for row in read(tmp_path / "run/metrics.jsonl"):
+        assert row["grad_norm"] > 0 and row["mismatch"] is None
+
+
 # ------------------------------------------------------------------------------------------------ slips
 ADV = "        adv, keep = advantages(rewards, cfg)\n"
 LOSS = "    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)\n"
