@@ -12,7 +12,6 @@ from helpers import error_line, metrics, read, refused, write
 
 import common
 import eval as evaluation
-import grpo
 from conftest import FEW
 from core import rollout
 
@@ -98,25 +97,6 @@ def test_training_on_a_task_of_ones_own(train, tmp_path, words_file, check_file)
     saved = read(out / "eval/step_000002/words.jsonl")
     assert len(saved) == 16 and all(row["words"] == ["boxed", "python"] and "level" in row for row in saved)
     assert all(row["correct"] == ("boxed" in row["response"]) for row in saved)
-
-
-def test_a_fork_hands_its_check_over_as_a_function(small, tmp_path, words_file):
-    cfg = common.parse(grpo.Config, "doc", [*small, *FEW, "--data", str(words_file), "--out", str(tmp_path / "run")])
-    run = common.Run(cfg, check=lambda response, problem: 0.25 * len(problem["words"]))
-    run.new_step()
-    rollouts = run.sample()
-    assert run.reward(rollouts).tolist() == [[0.5] * 4] * 7 and not rollouts.correct.any()
-
-
-def test_errors_in_training_are_counted_and_do_not_end_it(train, tmp_path, words_file, capsys):
-    file = tmp_path / "broken.py"
-    file.write_text("def check(response, problem):\n    return 1 / ('boxed' not in response)\n")
-    data = ["--data", words_file, "--steps", 2]
-    assert train(tmp_path / "run", *FEW, *data, "--check", file) == 0
-    rows = metrics(tmp_path / "run")
-    assert all(0 < row["check_errors"] <= 28 for row in rows)
-    assert rows[0]["accuracy"] == pytest.approx(1 - rows[0]["check_errors"] / 28)
-    assert capsys.readouterr().out.count("ZeroDivisionError") == 1
 
 
 BROKEN = [

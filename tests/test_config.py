@@ -227,20 +227,17 @@ def test_the_error_of_a_real_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_out_of_memory_names_the_flags_to_lower(tmp_path):
-    script = "import common, torch; raise torch.OutOfMemoryError('CUDA out of memory')"
-    root = Path(common.__file__).parent
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
-    last = run.stderr.strip().splitlines()[-1]
-    assert run.returncode == 1 and "--tokens_per_micro" in last and "--vllm_memory" in last
-
-
-def test_common_may_be_the_only_import():
+def test_common_may_be_the_only_import_and_tells_what_to_lower_when_memory_runs_out():
     """It sets what has to be set before torch and transformers come, and brings them along."""
-    script = "import common, torch; cfg = common.parse(common.Config, 'doc', []); print(cfg.model, common.Run.__name__)"
+    script = ("import common, torch; cfg = common.parse(common.Config, 'doc', [])\n"
+              "print(cfg.model, common.Run.__name__)\n"
+              "raise torch.OutOfMemoryError('CUDA out of memory')")  # fmt: skip
     root = Path(common.__file__).parent
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny Run\n", "")
+    assert (done.returncode, done.stdout) == (1, "tiny Run\n")
+    *traceback, last = done.stderr.strip().splitlines()
+    assert traceback[0].startswith("Traceback") and "CUDA out of memory" in traceback[-1]
+    assert "--tokens_per_micro" in last and "--vllm_memory" in last
 
 
 @pytest.mark.parametrize("flag", ["model", "teacher"])

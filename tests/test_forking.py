@@ -1,5 +1,7 @@
 """What a copy of an algorithm may use of the run, beyond what the six do: its own values and sums of tokens, rollouts
-that are not from the policy, a learning rate that changes, state of its own in checkpoints, an order of the prompts."""
+that are not from the policy, a learning rate that changes, state of its own in checkpoints, an order of the prompts.
+
+Whole copies, README's among them, and what is said to slips in them are in test_forks.py."""
 
 import contextlib
 import importlib.util
@@ -11,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_same_run, error_line, metrics, output_of, read
+from helpers import ROOT, assert_same_run, metrics, output_of, read
 
 import common
 import grpo
@@ -118,26 +120,6 @@ def test_an_inexact_sampler_gets_the_trainers_values(open_run, monkeypatch):
     logprobs, entropy = run.policy.logprobs(rollouts.batch)
     assert torch.equal(rollouts.tokens.old, logprobs) and torch.equal(rollouts.tokens.entropy, entropy)
     assert run.metrics["mismatch"] == pytest.approx(0.1, abs=1e-4)
-
-
-@pytest.mark.parametrize("value", [lambda rollouts: rollouts.lengths, lambda rollouts: 1.0])
-def test_a_value_of_the_wrong_shape_is_one_line(open_run, capsys, value):
-    run = open_run()
-    rollouts = sampled(run)
-    rollouts.tokens.mine = value(rollouts)
-    with pytest.raises(SystemExit) as stop:
-        run.minibatches(rollouts, *everything(rollouts))
-    assert stop.value.code == 2 and "tokens.mine" in error_line(capsys)
-
-
-@pytest.mark.parametrize("loss, is_now", [(lambda new: new.mean(), "[]"), (lambda new: new[1:], "["),
-                                          (lambda new: 1.0, "float")])  # fmt: skip
-def test_a_loss_of_the_wrong_shape_is_one_line(open_run, capsys, loss, is_now):
-    run = open_run()
-    batch = one_batch(run, sampled(run))
-    with pytest.raises(SystemExit) as stop:
-        run.update(batch, lambda new, tokens, cfg: loss(new))
-    assert stop.value.code == 2 and f"token_loss returned {is_now}" in error_line(capsys)
 
 
 def test_own_sums_stand_in_the_metrics_in_place_of_the_clip(open_run):
@@ -351,40 +333,6 @@ def test_a_schedule_and_own_state_survive_a_resume(train, fork, tmp_path, monkey
     assert len(state["draws"]) == len(set(state["draws"])) == 4
     assert state["sum"].sum().item() == rows[-1]["remembered"]
     assert notes["rewards"] == pytest.approx([row["reward"] for row in rows])
-
-
-def test_state_that_cannot_be_checkpointed_or_comes_too_late_is_one_line(small, tmp_path, capsys):
-    cfg = common.parse(grpo.Config, "doc", [*small, *FEW, "--out", str(tmp_path / "run")])
-    run = common.Run(cfg)
-    run.checkpointed["history"] = [1, 2]
-    with pytest.raises(SystemExit):
-        run.begin()
-    assert "run.checkpointed['history'] is a list; it needs state_dict" in error_line(capsys)
-    run.checkpointed["history"] = {}
-    run.begin()
-    run.checkpointed["late"] = {}
-    with pytest.raises(SystemExit):
-        next(run.steps())
-    assert "run.checkpointed['late']: it has to be there before run.begin()" in error_line(capsys)
-
-
-def test_a_loop_that_forgets_to_save_is_told(open_run, small, tmp_path, capsys):
-    """It would neither write checkpoints nor leave on Ctrl-C."""
-    run = common.Run(common.parse(grpo.Config, "doc", [*small, *FEW, "--steps", "9", "--out", str(tmp_path / "run")]))
-    run.begin()
-    with pytest.raises(SystemExit):
-        for _ in run.steps():
-            run.sync()
-    assert "step 1: the loop did not call run.save()" in error_line(capsys)
-
-
-def test_the_first_sample_syncs_if_the_loop_has_not(open_run):
-    run = open_run()
-    with torch.no_grad():
-        for parameter in run.policy.parameters():
-            parameter.mul_(1.05)
-    rollouts = sampled(run)
-    assert torch.allclose(rollouts.tokens.sampler, run.policy.logprobs(rollouts.batch)[0], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
 import grpo
+import raft_pp
 
 REAL = Path(__file__).parents[2] / "shared/data/deepscaler_4k.jsonl"
 
@@ -289,6 +290,13 @@ def test_learning_nothing_although_rewards_differ_is_a_warning_and_ten_steps_of_
     out, err = capsys.readouterr()
     assert out.count("rewards differ, but every kept advantage is 0") == 10 and "warning: step 1: " in out
     assert "error: step 10: ten steps in a row in which nothing was learned" in err
+
+
+def test_with_one_response_per_prompt_rewards_differ_between_prompts(train, tmp_path, capsys):
+    flags = ["--steps", 2, "--samples_per_prompt", 1, "--prompts_per_step", 9]
+    learns_nothing = no_advantage(raft_pp.advantages)
+    assert train(tmp_path / "run", *QUICK, *flags, module=raft_pp, advantages=learns_nothing) == 0
+    assert capsys.readouterr().out.count("every kept advantage is 0") == 2
 
 
 def test_nine_such_steps_in_a_row_are_none(train, tmp_path, capsys):
