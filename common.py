@@ -160,12 +160,12 @@ class Run:
     check(response, problem) -> score replaces the built-in grading; so does --check FILE.py."""
 
     def __init__(self, cfg, check=None):
+        self.device = start_processes()  # first, for whatever fails from here on may fail on one rank alone
         self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
         self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
         self.failures = self.idle_steps = 0
         self.asked_to_stop = self.stop = False  # this process, all processes
         self.metrics, self.evaluated = {}, None
-        self.device = start_processes()
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
         context = getattr(config, "max_position_embeddings", math.inf)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:

@@ -180,11 +180,12 @@ def rescore(cfg):
 # ======================================================================================================== evaluating
 def open_model(cfg) -> tuple:
     """(policy without optimizer, sampler with its weights, tokenizer, what to tell of them) to evaluate cfg.model."""
+    device = common.start_processes()  # first, for whatever fails from here on may fail on one rank alone
     source, config, tokenizer = common.find_model(cfg.model, "model")
     with bad_input():
         kind = common.choose_sampler(cfg)
     with bad_input(f"--model {cfg.model}: ", common.BROKEN_WEIGHTS):
-        policy = common.Policy(source, common.start_processes(), vocab=len(tokenizer))
+        policy = common.Policy(source, device, vocab=len(tokenizer))
     sampler = common.new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)
     about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
