@@ -63,7 +63,8 @@ class Policy(nn.Module):
     temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
     blocks compute in bf16, reduce gradients in fp32 and recompute their activations in the backward pass.
     shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
-    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block.
+    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block (not
+    the CPU's padded attention, which it would trace anew for each micro-batch).
     """
 
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
@@ -84,8 +85,9 @@ class Policy(nn.Module):
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
         if compile:
+            torch._dynamo.config.recompile_limit = 32  # with and without gradient, for each model and kind of block
             for block in self.blocks():
-                block.compile()
+                block.compile(dynamic=True)  # one graph for all lengths: the recomputation must meet that of the forward
         offload = offload and self.device.type == "cuda"
         if self.sharded:
             size = shard_size or world()
