@@ -87,7 +87,7 @@ class Policy(nn.Module):
         if compile:
             torch._dynamo.config.recompile_limit = 32  # with and without gradient, for each model and kind of block
             for block in self.blocks():
-                block.compile(dynamic=True)  # one graph for all lengths: the recomputation must meet that of the forward
+                block.compile(dynamic=True)  # recomputed with the graph of the forward pass
         offload = offload and self.device.type == "cuda"
         if self.sharded:
             size = shard_size or world()

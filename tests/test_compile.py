@@ -1,4 +1,4 @@
-"""--compile: what CUDA computes, compiled block by block, over a stand-in for its kernel: equal gradients, few graphs."""
+"""--compile: what CUDA computes, block by block, over a stand-in for its kernel: equal gradients, few graphs."""
 
 import functools
 
@@ -22,7 +22,8 @@ def parts(q, k, v, ends):
     """Of each sequence: its place, and q, k, v [H, T, D] with the key heads repeated."""
     heads, ends = q.shape[1] // k.shape[1], ends.tolist()
     for i, j in zip(ends, ends[1:]):
-        yield slice(i, j), *((x[i:j].repeat_interleave(n, 1).transpose(0, 1)) for x, n in [(q, 1), (k, heads), (v, heads)])
+        k_, v_ = (x[i:j].repeat_interleave(heads, 1).transpose(0, 1) for x in (k, v))
+        yield slice(i, j), q[i:j].transpose(0, 1), k_, v_
 
 
 def probabilities(q, k, scale):
@@ -62,7 +63,11 @@ def cuda_path(monkeypatch):
     tracing; the kernels in them are the two above."""
     monkeypatch.setattr(policies, "Pack", CudaPack)
     place = Policy.place
-    recomputed = lambda self, *how: (self.lm.gradient_checkpointing_enable(dict(use_reentrant=False)), place(self, *how))
+
+    def recomputed(self, *how):
+        self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+        place(self, *how)
+
     monkeypatch.setattr(Policy, "place", recomputed)
     backend = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", backend)
@@ -86,10 +91,10 @@ def folder(tmp_path_factory):
 def batches():
     for seed, (rows, longest) in enumerate(SHAPES):
         rng = np.random.default_rng(seed)
-        ids = lambda low, high: rng.integers(3, 97, rng.integers(low, high))
-        batch = Batch([ids(2, 15) for _ in range(rows)], [ids(1, longest) for _ in range(rows)])
-        count = int(batch.ends[-1])
-        batch.values = dict(adv=torch.from_numpy(rng.normal(size=count)).float(), weight=torch.full((count,), 1 / count))
+        prompts = [rng.integers(3, 97, n) for n in rng.integers(2, 15, rows)]
+        batch = Batch(prompts, [rng.integers(3, 97, n) for n in rng.integers(1, longest, rows)])
+        adv = torch.from_numpy(rng.normal(size=int(batch.ends[-1]))).float()
+        batch.values = dict(adv=adv, weight=torch.full_like(adv, 1 / len(adv)))
         yield batch
 
 
