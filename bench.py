@@ -97,10 +97,11 @@ def open_run(cfg, folder: str):
         tiny.make_tokenizer().save_pretrained(folder)
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
+    run.policy.vocab = None if cfg.arch else run.policy.vocab  # None: all of it; the sampler is built for it
+    run.start_sampler()
     run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
     ids = np.random.default_rng(0).integers(32, 127, (cfg.prompts * cfg.samples, cfg.new_tokens))
     run.invented = Rollouts(run.problems[: cfg.prompts], [(x, *np.zeros((2, len(x)), "f4"), True) for x in ids])
-    run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: all of it
     return run
 
 

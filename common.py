@@ -79,7 +79,7 @@ class Config:
     # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
+    vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     # evaluation, checkpoints, logs
     eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
@@ -173,7 +173,7 @@ class Run:
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         with bad_input():
             reward_names(cfg.reward)
-            kind = choose_sampler(cfg)
+            self.sampler_kind = choose_sampler(cfg)
             graded = self.check is None
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
             self.tests = load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded) if cfg.eval_data else []
@@ -187,19 +187,24 @@ class Run:
             source, _, tokenizer = find_model(cfg.teacher, "teacher")
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-            teacher = self.new_model(source=source, flag="teacher")
-            self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # vLLM: one engine per process
+            teacher = self.new_model(source=source, flag="teacher", offload=True)  # only its weights are needed, once
+            self.teacher = new_sampler(self.sampler_kind, teacher, tokenizer)
             self.teacher.sync(teacher)
-        self.sampler = new_sampler(kind, self.policy, self.tokenizer)
+            self.teacher.rest()
+            self.sampler_kind = TorchSampler  # vLLM: one engine per process
 
-    def new_model(self, kind=None, lr=None, source=None, flag="model"):
+    def start_sampler(self):
+        """Build the sampler, when all models are there: a vLLM engine takes its share of the memory that they leave."""
+        self.sampler = new_sampler(self.sampler_kind, self.policy, self.tokenizer)
+
+    def new_model(self, kind=None, lr=None, source=None, flag="model", offload=False):
         """A model with the settings of the policy: the policy itself, the reference (lr None: no optimizer), a teacher,
         or of another class, PPO's critic. source: a folder or hub id, default the policy's; flag: what named it."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", BROKEN_WEIGHTS):
             return (kind or Policy)(
                 source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
-                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload,
+                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload or offload,
                 compile=cfg.compile and self.device == "cuda")  # fmt: skip
 
     def _stop_after_this_step(self, number, frame):
@@ -226,8 +231,10 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def begin(self):
-        """Open the output folder, or continue the run in it; vote on labels if the reward needs them; evaluate."""
+        """Start the sampler; open the output folder, or continue the run in it; vote on labels if the reward needs
+        them; evaluate."""
         cfg, self.folder = self.cfg, Path(self.cfg.out)
+        self.start_sampler()
         state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
         if rank() == 0:
@@ -272,6 +279,8 @@ class Run:
         if self.sampler.asleep:
             self.sync()
         temperature = cfg.temperature if temperature is None else temperature
+        if self.teacher:
+            self.teacher.wake()
         rollouts = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, cfg.seed,
                             cfg.max_new_tokens, temperature, first=self.sampled)  # fmt: skip
         self.sampled += len(problems)
@@ -297,6 +306,8 @@ class Run:
         sampled, then measures `mismatch`. Rollouts that are not on-policy always take the pass."""
         tokens, batch = rollouts.tokens, rollouts.batch
         self.sampler.sleep()
+        if self.teacher:
+            self.teacher.rest()
         tokens.on_policy, tokens.old = rollouts.per_token(rollouts.on_policy), tokens.sampler.clone()
         unknown = ~rollouts.on_policy.flatten().numpy() | (not self.sampler.exact)
         rows = np.flatnonzero(unknown)

@@ -65,7 +65,7 @@ class Config:
     # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
+    vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose", least=1)
     # analyses

@@ -2,7 +2,8 @@
 
     sync(policy)    take over the policy's weights
     sample(...)     token ids in, token ids out, with the logprob of every sampled token at the sampling temperature
-    sleep()         give memory back while the policy trains
+    sleep()         give memory back while the policy trains; sync() wakes it
+    rest(), wake()  the same for a model that stays as it is, a teacher
     exact           whether those logprobs are the trainer's own, so that no second pass is needed to compute them
 """
 
@@ -24,7 +25,8 @@ from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from core.config import bad_input
-from core.processes import rank, say, world
+from core.plan import engine_share
+from core.processes import all_reduce, rank, say, world
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -97,6 +99,8 @@ class TorchSampler:
     def sleep(self):
         """Nothing to give back: the copy of the model stays."""
 
+    rest = wake = sleep
+
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
         """n responses to each prompt (token ids); `numbers`, the prompts' places in the run, key the random streams.
         Returns per response (ids with the end token, logprobs, entropies, finished), all n of a prompt together.
@@ -168,7 +172,8 @@ class VLLMSampler:
 
     Each process has an engine, or the `tp` processes of a group share one, for a model larger than a GPU: torchrun is
     the launcher. vLLM has no entropies, so they are NaN until the trainer's pass puts in its own. longest: tokens of
-    prompt and response. memory: share of a GPU that the engine takes while it is awake. request_seeds: see sample()."""
+    prompt and response. memory: share of a GPU that the engine takes while it is awake (0: what the models that are
+    there leave, see engine_share). request_seeds: see sample()."""
 
     exact, engines = False, []
     oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
@@ -193,7 +198,7 @@ class VLLMSampler:
             raise ValueError(f"no usable vllm: {lines}; pip install -r requirements.txt, or --sampler hf") from None
         return LLM, SamplingParams, vllm.__version__
 
-    def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.5, request_seeds=False):
+    def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.0, request_seeds=False):
         LLM, self.params, self.version = self.load()
         if world() % tp:
             raise ValueError(f"--tp {tp}: it has to divide the number of processes, {world()}; start more by torchrun")
@@ -202,7 +207,9 @@ class VLLMSampler:
         size = policy.lm.config.vocab_size  # ids beyond the tokenizer's can't be sampled: this model ends before them
         self.vocab = min(policy.vocab or size, size)
         self.eos = sorted(token for token in eos if token < self.vocab)
-        set_num_threads, model = torch.set_num_threads, type(policy.lm.base_model)
+        memory = memory or (self._share(policy) if self.cuda else 0.5)
+        threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+        model = type(policy.lm.base_model)
         start = model.__init__
         try:
             self.llm = LLM(
@@ -217,8 +224,10 @@ class VLLMSampler:
             lines = " ".join(str(error).split())[:500]
             raise ValueError(f"vLLM could not start: {lines} (flags: --vllm_memory {memory}, --tp {tp}, "
                              f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
-        finally:  # vLLM replaces the first on CPUs, and patches classes of transformers that it has no own version of
+        finally:  # vLLM sets one thread, or on CPUs replaces the function; the trainer's offloaded optimizer needs all
             torch.set_num_threads = set_num_threads
+            torch.set_num_threads(threads)
+            # It patches classes of transformers that it has no own version of.
             if model.__init__ is not start:
                 model.__init__ = start
                 del model.__call__
@@ -228,6 +237,14 @@ class VLLMSampler:
             atexit.unregister(dist.destroy_process_group)
         say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
 
+    def _share(self, policy) -> float:
+        """The smallest engine_share of all GPUs."""
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        parameters, table = sum(p.numel() for p in policy.lm.parameters()), policy.lm.get_input_embeddings().weight
+        share = engine_share(free, total, parameters, table.numel(), self.tp)
+        return all_reduce(torch.tensor(share, dtype=torch.float64), dist.ReduceOp.MIN).item()
+
     def _weights(self, policy):
         """The policy's weights as a checkpoint has them; a tied table under both of its names, because vLLM may keep
         the head as a module of its own."""
@@ -235,27 +252,34 @@ class VLLMSampler:
         tables = [f"{name}.weight" for name, module in policy.lm.named_modules() if module in ends]
         for name, tensor in policy.weights():
             names = tables if name in tables and policy.lm.config.tie_word_embeddings else [name]
-            tensor = tensor.to(policy.dtype)
             yield from [(name, tensor[: self.vocab] if name in tables else tensor) for name in names]
 
     def sync(self, policy):
         """Push the policy's weights, tensor by tensor. On a GPU this also wakes the engine, in the order that spares
-        memory: the trainer's cached blocks go, room for the weights, the weights, room for the KV cache."""
-        if self.asleep:
-            torch.cuda.empty_cache()
-            self.llm.wake_up(tags=["weights"])
+        memory: room for the weights, the weights, room for the KV cache."""
+        self.wake(["weights"])
         # Never without the iterator: it would read the model's files again, and sample from the base model for good.
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=self._weights(policy)))
-        if self.asleep:
-            self.llm.wake_up(tags=["kv_cache"])
-        self.asleep = False
+        self.wake(["kv_cache"])
         self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
 
-    def sleep(self):
+    def sleep(self, level: int = 2):
         """Give the engine's GPU memory back, weights and KV cache; sync() has to come before the next sample()."""
         if self.cuda and not self.asleep:
-            self.llm.sleep(level=2)
+            self.llm.sleep(level=level)
             self.asleep = True
+
+    def rest(self):
+        """Sleep with the weights on the host; wake() has to come before the next sample()."""
+        self.sleep(level=1)
+
+    def wake(self, parts=("weights", "kv_cache")):
+        """The end of rest(): memory for these parts of a sleeping engine, one after the other. torch's cached blocks go
+        first, because the engine can't use them."""
+        for part in parts if self.asleep else ():
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=[part])
+            self.asleep = part != "kv_cache"
 
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
         """As TorchSampler.sample, but the entropies are NaN, logprobs are those of what top_p leaves, and an engine
