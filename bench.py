@@ -3,6 +3,7 @@
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
+    python bench.py --arch 32b --plan 8                                          what 8 GPUs would need: before renting
 
 A step samples with the end token suppressed (every response has new_tokens tokens); the reward is a share of the token
 ids, so that a random model has mixed groups. Utilisation counts the FLOPs of matrix products (2 x parameters a token
@@ -12,6 +13,7 @@ of 4,096 measured in the same run, after the steps.
 
 import json
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,20 +26,10 @@ import tiny
 import torch
 from common import arg
 from grpo import Config, advantages, token_loss
+from core.plan import ARCHS, architecture, report
 from core.rollout import Rollouts, decode
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-         "vocab_size", "tie_word_embeddings")  # fmt: skip
-ARCHS = {
-    "tiny": (128, 3, 4, 4, 384, 261, True),
-    "0.5b": (896, 24, 14, 2, 4864, 151936, True),
-    "1.5b": (1536, 28, 12, 2, 8960, 151936, True),
-    "3b": (2048, 36, 16, 2, 11008, 151936, True),
-    "7b": (3584, 28, 28, 4, 18944, 152064, False),
-    "14b": (5120, 48, 40, 8, 13824, 152064, False),
-    "32b": (5120, 64, 40, 8, 27648, 152064, False),
-}
 PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
 FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
 
@@ -46,6 +38,7 @@ FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in forward passes
 class Options(Config):
     arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
     phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
+    plan: int = arg(0, "time nothing: compute the memory that each of so many GPUs would need", least=0)
     prompts: int = arg(64, "prompts per step", least=1)
     samples: int = arg(4, "responses per prompt", least=1)
     new_tokens: int = arg(64, "tokens of each response", least=1)
@@ -93,7 +86,7 @@ def open_run(cfg, folder: str):
     cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
     cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
     if cfg.arch:
-        Qwen2Config(**dict(zip(SIZES, ARCHS[cfg.arch])), architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)
+        architecture(cfg.arch).save_pretrained(folder)
         tiny.make_tokenizer().save_pretrained(folder)
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
@@ -122,7 +115,12 @@ def step(run, phase: str) -> dict:
 
 
 def main():
+    if any(flag.startswith("--arch") for flag in sys.argv):  # not the built-in model, which has a default of its own
+        Options.on_tiny = Options.on_tiny | dict(tokens_per_micro=Config.tokens_per_micro)
     cfg = common.parse(Options, __doc__)
+    if cfg.plan:
+        config = architecture(cfg.arch) if cfg.arch else common.find_model(cfg.model, "model")[1]
+        return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload))
     if cfg.samples < 2:
         common.fail("--samples 1: GRPO compares a prompt's responses with each other; give 2 or more")
     with tempfile.TemporaryDirectory() as folder:

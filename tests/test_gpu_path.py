@@ -15,11 +15,16 @@ import bench
 import common
 import ppo
 import raft
-from core.plan import engine_share
+import core.policy as policies
+from core.plan import count, engine_share, training_memory
 from core.policy import Policy
 from core.rollout import Batch
 from core.sampler import TorchSampler, VLLMSampler
+from test_compile import CudaPack
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 ROOT = Path(__file__).parents[1]
@@ -171,3 +176,72 @@ def test_copies_of_the_state_exchange_one_sum_of_gradients(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found, expected = torch.load(tmp_path / "found.pt"), gradient()
     assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+# ------------------------------------------------------------------------------------------------ bench.py --plan
+class HalfPolicy(Policy):
+    """Random weights, bf16 compute and recomputed blocks, as on CUDA."""
+
+    dtype = property(lambda self: torch.bfloat16, lambda self, value: None)
+
+    def load(self, model, config, **how):
+        return Qwen2ForCausalLM._from_config(config, **how)
+
+    def place(self, full, device):
+        self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+
+
+@pytest.mark.parametrize("moment, sizes, tokens, chunk", [
+    ("in a block", dict(intermediate_size=1024, vocab_size=512), 1024, 2**18),
+    ("in many blocks", dict(num_hidden_layers=4, tie_word_embeddings=True), 768, 2**16),
+    ("in the head", dict(vocab_size=8192), 512, 2**20),
+    ("at the end", dict(vocab_size=16384, num_key_value_heads=1), 256, 2**17),
+])  # fmt: skip
+def test_the_computed_memory_is_that_of_a_simulation(tmp_path, monkeypatch, moment, sizes, tokens, chunk):
+    """Of rank 0 of four, whose collectives do nothing; torch's MemTracker counts the bytes of real, small tensors."""
+    small = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=512, vocab_size=512, tie_word_embeddings=False)  # fmt: skip
+    config = Qwen2Config(**small | sizes)
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(policies, "Pack", CudaPack)
+    prompts = [np.full(16, 5) for _ in range(tokens // 16)]  # on four ranks
+    batch = Batch(prompts, [np.full(48, 7) for _ in prompts])
+    one = torch.ones(int(batch.ends[-1]))
+    batch.values = dict(adv=one, weight=one)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        policy = HalfPolicy(tmp_path, "cpu", lr=1e-3, tokens_per_micro=tokens)
+        policy.chunk_logits = chunk
+        tracker = MemTracker()
+        tracker.track_external(policy, policy.optimizer)
+        with tracker:
+            policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}))
+    finally:
+        torch.distributed.destroy_process_group()
+    simulated = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert count(config)[0] == sum(p.numel() for p in policy.parameters())
+    assert training_memory(config, 4, tokens, chunk=chunk)["peak"] == pytest.approx(simulated, rel=0.1)
+
+
+def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
+    """The figures of a simulation of the real size, by FakeTensorMode: 135, 29 and 15 GB."""
+    for gpus, peak in ((1, 135), (8, 29), (64, 15)):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--arch", "7b", "--plan", str(gpus)])
+        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
+        bench.main()
+        lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
+        assert float(lines["peak"]) == pytest.approx(peak, abs=1)
+        assert float(lines["optimizer"]) == pytest.approx(8 * 7.616 / gpus, abs=0.1)
+
+
+def test_what_is_left_for_vllm(monkeypatch, capsys):
+    def says(*flags):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
+        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
+        bench.main()
+        return capsys.readouterr().out
+
+    assert "GPU of 80 GB: too small" in says("--arch", "7b", "--plan", "1")
+    assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "1", "--offload", "true")
+    assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "8")
+    assert "GPU of 141 GB: vLLM with --tp 2" in says("--arch", "32b", "--plan", "8")
