@@ -49,20 +49,23 @@ def calls(monkeypatch):
     return seen
 
 
-@needs_vllm
-def test_an_engine_for_the_whole_vocabulary_of_random_weights_and_all_threads(monkeypatch, tmp_path):
+def apart(folder, call: str, *launcher):
+    """Call a function of this file in a process of its own, or with a launcher in several."""
+    script = folder / "script.py"
+    paths = [str(ROOT), str(ROOT / "tests")]
+    script.write_text(f"import sys\nsys.path[:0] = {paths}\nimport test_gpu_path\ntest_gpu_path.{call}\n")
+    done = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def bench_with_vllm(folder):
     """The tokenizer knows 261 ids, the model 1,000: the engine has to know before it starts. vLLM leaves torch one
     thread, which --offload's optimizer would feel."""
-    monkeypatch.setattr(common, "Policy", common.Policy)
-    monkeypatch.setitem(bench.ARCHS, "tiny", (64, 1, 2, 2, 128, 1000, False))
+    bench.ARCHS["tiny"] = (64, 1, 2, 2, 128, 1000, False)
     flags = "--arch tiny --sampler vllm --prompts 3 --samples 2 --new_tokens 40 --updates 1 --steps 1".split()
-    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        run = bench.open_run(common.parse(bench.Options, "", flags), str(tmp_path))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    run = bench.open_run(common.parse(bench.Options, "", flags), folder)
+    assert torch.get_num_threads() == 3
     assert isinstance(run.sampler, VLLMSampler) and run.sampler.vocab == 1000 and run.policy.vocab is None
     bench.step(run, "all")
     run.new_step()
@@ -72,6 +75,11 @@ def test_an_engine_for_the_whole_vocabulary_of_random_weights_and_all_threads(mo
     assert len(ids) == 3 * 2 * 40 and ids.max() > 300
     trainer = run.policy.logprobs(rollouts.batch)[0]
     assert (trainer - rollouts.tokens.sampler).abs().max() < 1e-4
+
+
+@needs_vllm
+def test_an_engine_for_the_whole_vocabulary_of_random_weights_and_all_threads(tmp_path):
+    apart(tmp_path, f"bench_with_vllm({str(tmp_path)!r})")
 
 
 def test_a_teacher_rests_while_the_policy_trains(train, tmp_path, calls):
@@ -168,12 +176,8 @@ def copies(folder):
 
 
 def test_copies_of_the_state_exchange_one_sum_of_gradients(tmp_path):
-    script = tmp_path / "script.py"
-    paths, call = [str(ROOT), str(ROOT / "tests")], f"test_gpu_path.copies({str(tmp_path)!r})"
-    script.write_text(f"import sys\nsys.path[:0] = {paths}\nimport test_gpu_path\n{call}\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    apart(tmp_path, f"copies({str(tmp_path)!r})", *launcher)
     found, expected = torch.load(tmp_path / "found.pt"), gradient()
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
