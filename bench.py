@@ -3,6 +3,7 @@
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
+    python bench.py --arch 32b --plan 8                                          what 8 GPUs would need: before renting
 
 No token ends a response: each has new_tokens tokens. Rewards depend on token ids alone, so that even a random model has
 mixed groups. Utilisation compares the FLOPs of matrix products (2 x parameters per token forward, 4 x backward; causal
@@ -11,6 +12,7 @@ attention; the head on response tokens; a prompt once per response) with a produ
 
 import json
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,20 +25,10 @@ import tiny
 import torch
 from common import arg
 from grpo import Config, advantages, token_loss
+from core.plan import ARCHS, architecture, report
 from core.rollout import Rollouts, decode
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-         "vocab_size", "tie_word_embeddings")  # fmt: skip
-ARCHS = {
-    "tiny": (128, 3, 4, 4, 384, 261, True),
-    "0.5b": (896, 24, 14, 2, 4864, 151936, True),
-    "1.5b": (1536, 28, 12, 2, 8960, 151936, True),
-    "3b": (2048, 36, 16, 2, 11008, 151936, True),
-    "7b": (3584, 28, 28, 4, 18944, 152064, False),
-    "14b": (5120, 48, 40, 8, 13824, 152064, False),
-    "32b": (5120, 64, 40, 8, 27648, 152064, False),
-}
 PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
 FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in FLOPs of a forward pass
 
@@ -45,8 +37,9 @@ FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in FLOPs of a forward pa
 class Options(Config):
     arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
     phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
+    plan: int = arg(0, "time nothing: compute the memory that each of so many GPUs would need", least=0)
     prompts: int = arg(64, "prompts per step", least=1)
-    samples: int = arg(4, "responses per prompt", least=1)
+    samples: int = arg(4, "responses per prompt, which GRPO compares", least=2)
     new_tokens: int = arg(64, "tokens of each response", least=1)
     updates: int = arg(4, "optimizer steps per step", least=1)
     steps: int = arg(8, "timed steps, after one that is not timed", least=1)
@@ -92,15 +85,16 @@ def open_run(cfg, folder: str):
     cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
     cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
     if cfg.arch:
-        Qwen2Config(**dict(zip(SIZES, ARCHS[cfg.arch])), architectures=["Qwen2ForCausalLM"]).save_pretrained(folder)
+        architecture(cfg.arch).save_pretrained(folder)
         tiny.make_tokenizer().save_pretrained(folder)
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
+    run.policy.vocab = None if cfg.arch else run.policy.vocab  # None: all of it; the sampler is built for it
+    run.start_sampler()
     run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
     zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
     ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
     run.invented = Rollouts(run.problems[: cfg.prompts], [(row, zeros, zeros, True) for row in ids])
-    run.policy.vocab = run.sampler.vocab = None if cfg.arch else run.policy.vocab  # None: the whole vocabulary
     return run
 
 
@@ -124,9 +118,12 @@ def step(run, phase: str) -> dict:
 
 
 def main():
+    if any(flag.startswith("--arch") for flag in sys.argv):  # not the built-in model, which has a default of its own
+        Options.on_tiny = Options.on_tiny | dict(tokens_per_micro=Config.tokens_per_micro)
     cfg = common.parse(Options, __doc__)
-    if cfg.samples < 2:
-        common.fail("--samples 1: GRPO compares a prompt's responses with each other; give 2 or more")
+    if cfg.plan:
+        config = architecture(cfg.arch) if cfg.arch else common.find_model(cfg.model, "model")[1]
+        return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload))
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(cfg, folder)
         laps = [step(run, cfg.phase) for _ in common.tqdm(range(cfg.steps + 1), desc="steps", leave=False)]

@@ -34,7 +34,7 @@ from core.evaluation import with_interval
 from core.policy import Policy
 from core.processes import all_reduce, rank, say, start_processes, world
 from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
-from core.rollout import Batch, Rollouts, examine, generate, grade, split
+from core.rollout import Batch, OldValues, Rollouts, examine, generate, grade, split
 from core.sampler import TorchSampler, choose_sampler, new_sampler
 from core.verify import verify, verify_all  # noqa: F401
 
@@ -78,11 +78,11 @@ class Config:
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: training's memory knob", least=1)
     shard_size: int = arg(0, "processes that share one copy of the trained state, at most one node (0: all)", least=0)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
-    compile: bool = arg(False, "torch.compile the transformer's blocks")
+    compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
     # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
+    vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     # evaluation, checkpoints, logs
     eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
@@ -175,13 +175,13 @@ class Run:
     makes [N] of [P, n]; after reward() also texts (P x n), scores, correct and boxed [P, n]. See core/rollout.py."""
 
     def __init__(self, cfg, check=None):
+        self.device = start_processes()  # first, for whatever fails from here on may fail on one rank alone
         self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
         self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
         self.failures = self.idle_steps = 0
         self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
         self.synced = False
         self.metrics, self.evaluated = {}, None
-        self.device = start_processes()
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
         context = getattr(config, "max_position_embeddings", math.inf)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
@@ -189,7 +189,7 @@ class Run:
                  f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         with bad_input():
             reward_names(cfg.reward)
-            kind = choose_sampler(cfg)
+            self.sampler_kind = choose_sampler(cfg)
             graded = self.check is None
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded)
@@ -204,20 +204,25 @@ class Run:
             source, _, tokenizer = find_model(cfg.teacher, "teacher")
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-            teacher = self.new_model(source=source, flag="teacher")
-            self.teacher, kind = new_sampler(kind, teacher, tokenizer), TorchSampler  # vLLM: one engine per process
+            teacher = self.new_model(source=source, flag="teacher", offload=True)  # only its weights are needed, once
+            self.teacher = new_sampler(self.sampler_kind, teacher, tokenizer)
             self.teacher.sync(teacher)
-        self.sampler = new_sampler(kind, self.policy, self.tokenizer)
+            self.teacher.rest()
+            self.sampler_kind = TorchSampler  # vLLM: one engine per process
 
-    def new_model(self, kind=None, lr=None, source=None, flag="model"):
+    def start_sampler(self):
+        """Build the sampler, when all models are there: a vLLM engine takes its share of the memory that they leave."""
+        self.sampler = new_sampler(self.sampler_kind, self.policy, self.tokenizer)
+
+    def new_model(self, kind=None, lr=None, source=None, flag="model", offload=False):
         """A model with the settings of the policy: the policy itself, the reference (lr None: no optimizer), a teacher,
         or of another class, PPO's critic. source: a folder or hub id, default the policy's; flag: what named it."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
             return (kind or Policy)(
                 source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
-                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload,
-                compile=cfg.compile)  # fmt: skip
+                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload or offload,
+                compile=cfg.compile and self.device == "cuda")  # fmt: skip
 
     def _stop_after_this_step(self, number, frame):
         if self.asked_to_stop:
@@ -242,17 +247,17 @@ class Run:
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0)
-        self.totals, self.updates, self.tried_updates, self.kept_tokens, self.gap = {}, 0, 0, 0, None
+        self.totals, self.updates, self.tried_updates, self.kept_tokens = {}, 0, 0, 0
         self.clock = time.perf_counter()
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def begin(self):
-        """Open the output folder, or continue the run in it; vote on labels if the reward needs them; evaluate."""
+        """Start the sampler; open the output folder, or continue the run in it; vote on labels if the reward needs
+        them; evaluate."""
         cfg, self.folder = self.cfg, Path(self.cfg.out)
-        for name, item in self.checkpointed.items():
-            if not isinstance(item, dict) and not hasattr(item, "load_state_dict"):
-                fail(f"run.checkpointed[{name!r}] is a {type(item).__name__}; it needs state_dict and load_state_dict")
+        checkpoint.check(self.checkpointed)
         self.resumed = set(self.checkpointed)
+        self.start_sampler()
         state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
         if rank() == 0:
@@ -302,6 +307,8 @@ class Run:
         if self.sampler.asleep or not self.synced:
             self.sync()
         temperature = cfg.temperature if temperature is None else temperature
+        if self.teacher:
+            self.teacher.wake()
         rollouts = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, cfg.seed,
                             cfg.max_new_tokens, temperature, first=self.sampled)  # fmt: skip
         self.sampled += len(problems)
@@ -324,28 +331,13 @@ class Run:
 
         An exact sampler has given the first two. Else they take a pass of the policy, which is put off until somebody
         asks for them; if nobody does before the updates, the pass leaves out what the first update will see anyway."""
-        tokens = rollouts.tokens
         self.sampler.sleep()
-        tokens.on_policy = rollouts.per_token(rollouts.on_policy)
-        known = tokens.on_policy & self.sampler.exact
-        self.known = [torch.where(known, x, math.nan) for x in (tokens.sampler, tokens.entropy)]
-        if known.all():
-            tokens.old = tokens.sampler.clone()
-        else:
-            del tokens.entropy
-            tokens.compute = lambda: self._compute_old(rollouts, range(len(rollouts.responses)))
+        if self.teacher:
+            self.teacher.rest()
+        self.old = OldValues(rollouts, self.policy, self.sampler.exact)
         if self.reference:
-            tokens.ref = self.reference.logprobs(rollouts.batch)[0]
+            rollouts.tokens.ref = self.reference.logprobs(rollouts.batch)[0]
         self._lap("time_train")
-
-    def _compute_old(self, rollouts: Rollouts, rows):
-        """Set tokens.old and tokens.entropy: the sampler's, or by a pass over these rows; NaN for what is left."""
-        old, entropy = self.known
-        rows = [row for row in rows if old[rollouts.batch.starts[row]].isnan()]
-        if rows:
-            part = rollouts.batch.select(rows)
-            old[part.index], entropy[part.index] = self.policy.logprobs(part)
-        rollouts.tokens.old, rollouts.tokens.entropy = old, entropy
 
     def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None) -> list[Batch]:
         """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, to be used in this
@@ -355,12 +347,10 @@ class Run:
             parts = split(rollouts, adv, keep, self.cfg, together, order)
         filled = [(rows, units) for rows, units in parts if len(rows)]
         if "old" not in vars(rollouts.tokens):
-            seen_later = filled[0][0] if filled else []
-            self._compute_old(rollouts, np.setdiff1d(np.arange(len(rollouts.responses)), seen_later))
+            self.old.compute(leave_out=filled[0][0] if filled else ())
         self.metrics["kept"] = keep.float().mean().item()
         self.metrics["skipped_updates"] += len(parts) - len(filled)
         self.kept_tokens += int(rollouts.lengths[keep].sum())
-        self.rollouts = rollouts
         return [rollouts.batch.select(rows, units) for rows, units in filled]
 
     def update(self, batch: Batch, token_loss):
@@ -399,7 +389,7 @@ class Run:
         seen = torch.zeros(2, int(batch.ends[-1])) if first else None
         stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr, seen)
         if first:
-            self._learn_old(batch, *seen)
+            self.old.learn(batch, *seen)
         self._lap("time_train")
         self.tried_updates += 1
         if not math.isfinite(stats["grad_norm"]):
@@ -412,14 +402,6 @@ class Run:
         for name, value in stats.items():
             last = self.totals.get(name, 0)
             self.totals[name] = max(last, value) if name.endswith("_max") else last + value
-
-    def _learn_old(self, batch: Batch, logprobs, entropies):
-        """From what the first update of a step saw, under the weights that sampled: fill the gaps in tokens.old and
-        tokens.entropy; and how far the sampler's logprobs are from the trainer's."""
-        tokens, index = self.rollouts.tokens, batch.index
-        tokens.old[index] = torch.where(tokens.old[index].isnan(), logprobs, tokens.old[index])
-        tokens.entropy[index] = torch.where(tokens.entropy[index].isnan(), entropies, tokens.entropy[index])
-        self.gap = (logprobs - tokens.sampler[index]).abs()[tokens.on_policy[index]]
 
     def evaluate(self):
         """Every eval_every steps, and before and after training: mean accuracy on the test problems."""
@@ -444,11 +426,9 @@ class Run:
         """Complete the step's metrics; write them to metrics.jsonl, and some rollouts to samples.jsonl; show them on
         the bar, or in a line where there is no terminal."""
         m, seconds = self.metrics, sum(self.metrics[name] or 0 for name in TIMES)
-        tokens, gap = rollouts.tokens, self.gap
-        if not self.sampler.exact:
-            gap = (tokens.old - tokens.sampler).abs()[tokens.on_policy]
-        if gap is not None and len(gap):
-            m.update(mismatch=gap.nanmean().item(), mismatch_max=gap[~gap.isnan()].max().item())
+        tokens, gap = rollouts.tokens, self.old.gap()
+        if len(gap):
+            m.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
         if self.reference:
             m["kl"] = kl_k3(tokens.old, tokens.ref).nanmean().item()
         for name, total in self.totals.items():

@@ -65,7 +65,7 @@ class Config:
     # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
-    vllm_memory: float = arg(0.5, "vllm: share of a GPU's memory for its weights and KV cache", above=0, most=1)
+    vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose", least=1)
     # analyses
@@ -202,21 +202,21 @@ def rescore(cfg):
     save(cfg.out, "summary", {})  # makes the folder; report() fills it in
     Path(cfg.out, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
-    graded = [(bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None]
-    if graded:
-        pairs = Counter(graded)
+    pairs = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
+    if pairs:
         only = f"right only here {pairs[True, False]}, only there {pairs[False, True]}"
-        say(f"the file's own grades agree on {pairs[True, True] + pairs[False, False]} of {len(graded)}; {only}")
+        say(f"the file's own grades agree on {pairs[True, True] + pairs[False, False]} of {pairs.total()}; {only}")
 
 
 # ======================================================================================================== evaluating
 def open_model(cfg) -> tuple:
     """(policy without an optimizer, sampler with its weights, tokenizer, description of them) to evaluate cfg.model."""
+    device = common.start_processes()  # first, for whatever fails from here on may fail on one rank alone
     source, config, tokenizer = common.find_model(cfg.model, "model")
     with bad_input():
         kind = common.choose_sampler(cfg)
     with bad_input(f"--model {cfg.model}: ", common.UNUSABLE):
-        policy = common.Policy(source, common.start_processes(), vocab=len(tokenizer))
+        policy = common.Policy(source, device, vocab=len(tokenizer))
     sampler = common.new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)
     about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
@@ -242,9 +242,8 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
     problems = []
     for row in list(first.values())[: cfg.limit or None]:
         beginning = row["after"] + row["response"] + cfg.reflect
-        columns = row["source"] if cfg.check else {}  # which a check may read
-        encoded = encode(row["problem"], cfg.template, tokenizer, beginning)
-        problems.append(columns | encoded | dict(answer=columns.get("answer", row["gold"])))
+        columns = row["source"] if cfg.check else dict(answer=row["gold"])  # a check may read all of them
+        problems.append(columns | encode(row["problem"], cfg.template, tokenizer, beginning))
     return {Path(cfg.wrong).stem: problems}
 
 

@@ -37,6 +37,13 @@ def open_folder(folder: Path, config: dict, resume: bool, step: int):
         file.with_suffix(".cut").rename(file)
 
 
+def check(items: dict):
+    """fail() if there is an item that can't be saved and loaded."""
+    for name, item in items.items():
+        if not isinstance(item, dict) and not hasattr(item, "load_state_dict"):
+            fail(f"run.checkpointed[{name!r}] is a {type(item).__name__}; it needs state_dict and load_state_dict")
+
+
 def load(folder: Path, items: dict) -> dict:
     """Load the newest whole checkpoint in an output folder into the items; its state, or {} if there is none at all."""
     found = checkpoints(folder)[::-1]

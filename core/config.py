@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
-import os
 import sys
 from dataclasses import field, fields
 from pathlib import Path
@@ -13,12 +12,17 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
+from core.processes import first_to_say, leave, rank, world
+
 
 # ------------------------------------------------------------------------------------------------ bad input
 def fail(message: str):
-    """Bad input: one line on stderr that says what, where and what to do; exit status 2."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        tqdm.write(f"error: {message}", file=sys.stderr)  # which clears a progress bar
+    """Bad input: one line on stderr that says what, where and what to do; exit status 2. Any process may fail alone; of
+    those that fail alike one speaks."""
+    if first_to_say(message):
+        who = f" (rank {rank()})" if world() > 1 else ""
+        tqdm.write(f"error: {message}{who}", file=sys.stderr)  # which clears a progress bar
+    leave(2)
     raise SystemExit(2)
 
 

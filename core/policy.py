@@ -10,6 +10,7 @@
 
 import heapq
 import math
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -72,8 +73,9 @@ class Policy(nn.Module):
     temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
     blocks compute in bf16, reduce gradients in fp32 and recompute their activations in the backward pass.
     shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
-    offload: masters, gradients and optimizer live on the CPU. compile: torch.compile, block by block. Raises ValueError
-    for a model that transformers computes otherwise.
+    offload: masters, gradients and optimizer live on the CPU (a lone process adds an update's gradients on the GPU).
+    compile: torch.compile, block by block (not for the CPU's padded attention: each micro-batch would be traced anew).
+    Raises ValueError for a model that transformers computes otherwise.
     """
 
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
@@ -95,11 +97,16 @@ class Policy(nn.Module):
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
         if compile:
+            torch._dynamo.config.recompile_limit = 32  # with and without gradient, for each model and kind of block
             for block in self.blocks():
-                block.compile()
+                block.compile(dynamic=True)  # recomputed with the graph of the forward pass
         offload = offload and self.device.type == "cuda"
+        if offload:  # torchrun gives a process one thread, too few for the sums and the optimizer of a whole shard
+            cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            torch.set_num_threads(max(cores, torch.get_num_threads()))
+        size = shard_size or world()
+        self.whole = self.sharded and size == 1  # each process holds the whole state
         if self.sharded:
-            size = shard_size or world()
             shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
             mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
             how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
@@ -188,18 +195,20 @@ class Policy(nn.Module):
         return logp.gather(-1, targets[:, None])[:, 0], entropy
 
     def _micros(self, batch):
-        """This rank's micro-batches: (pack, rows, 1.0); (pack, rows, 0.0) is a stand-in where this rank has no work."""
+        """This rank's micro-batches: (pack, rows, 1.0, whether it is the last); (pack, rows, 0.0, ...) is a stand-in
+        where this rank has no work."""
         lengths = np.array(batch.lengths())
-        for column in plan([int(lengths[unit].sum()) for unit in batch.units], self.tokens_per_micro, world()):
+        columns = plan([int(lengths[unit].sum()) for unit in batch.units], self.tokens_per_micro, world())
+        for number, column in enumerate(columns, 1):
             units = column[rank()]
             rows = [row for unit in units or [0] for row in batch.units[unit]]
-            yield Pack(batch, rows, self.device), rows, float(bool(units))
+            yield Pack(batch, rows, self.device), rows, float(bool(units)), number == len(columns)
 
     @torch.no_grad()
     def logprobs(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprob and entropy [N] of every response token of the batch, on every rank, without gradient."""
         out = torch.zeros(2, int(batch.ends[-1]))
-        for pack, rows, real in self._micros(batch):
+        for pack, rows, real, _ in self._micros(batch):
             both = torch.stack(self(pack)).float().cpu()
             if real:
                 out[:, batch.token_index(rows)] = both
@@ -218,7 +227,9 @@ class Policy(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if lr is None else lr
         totals, maxima = {"loss": torch.zeros((), device=self.device)}, {}
-        for pack, rows, real in self._micros(batch):
+        for pack, rows, real, last in self._micros(batch):
+            if self.whole:  # gradients add up where they arise; the copies, or the CPU of --offload, get the sum
+                self.set_requires_gradient_sync(last)
             index, lengths = batch.token_index(rows), (batch.ends - batch.starts)[rows]
             tokens = {name: value[index] for name, value in batch.values.items()}
             tokens["response"] = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
@@ -249,13 +260,15 @@ class Policy(nn.Module):
 
     # -------------------------------------------------------------------------------------------- weights and files
     def weights(self):
-        """(name, tensor) of every parameter, gathered one at a time: all ranks have to walk through it together."""
+        """(name, tensor) of every parameter in the compute precision, gathered one at a time: all ranks have to walk
+        through it together. A shard goes to the device first: NCCL is quicker than gloo, and bf16 half of fp32."""
         for name, parameter in self.lm.named_parameters():
-            yield name, (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
+            tensor = parameter.detach().to(self.device, self.dtype)
+            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
     def save_pretrained(self, folder):
         """A Hugging Face model folder, in the compute precision; gathered tensor by tensor, written by rank 0."""
-        state = {name: tensor.to("cpu", self.dtype, copy=True) for name, tensor in self.weights() if rank() == 0}
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if rank() == 0}
         if rank() == 0:
             with torch.device("meta"):  # a shell without memory, so that config.json names the saved precision
                 shell = AutoModelForCausalLM.from_config(self.lm.config, dtype=self.dtype)

@@ -1,11 +1,14 @@
 """The processes of a run: torchrun's, or one alone."""
 
 import atexit
+import functools
 import os
 import sys
+import traceback
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
 
@@ -26,7 +29,8 @@ def start_processes() -> str:
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(dist.destroy_process_group)  # on success alone: see leave()
+        sys.excepthook = functools.partial(report_and_leave, show=sys.excepthook)  # around torch's, with the rank
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return "cuda" if cuda else "cpu"
@@ -44,3 +48,32 @@ def say(message: str):
     if rank() == 0:
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------------------------ failing
+def first_to_say(message: str) -> bool:
+    """Whether no other process has asked the same before: what many have to say is then printed once. Asks torchrun's
+    store, not the processes, because nobody knows how many of them will come here."""
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", 0)) == 0  # so early, all processes fail alike
+    try:
+        return world() == 1 or _get_default_store().add(f"said: {message}", 1) == 1
+    except RuntimeError:  # the store is gone
+        return True
+
+
+def leave(status: int):
+    """End this process at once if it is one of many. To take the process group down in order, as at the end of a run,
+    would wait for the others, which wait for this one in a collective; so they lose the connection and fail too, or
+    torchrun ends them."""
+    if world() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def report_and_leave(kind, error, trace, show):
+    """Report an error, once where processes fail in the same line, and leave."""
+    if first_to_say("".join(traceback.format_tb(trace))):
+        show(kind, error, trace)
+    leave(1)

@@ -226,6 +226,52 @@ def examine(sampler, tokenizer, problems: list[dict], n: int, seed: int, cfg, fi
 
 
 # ------------------------------------------------------------------------------------------------ updates
+class OldValues:
+    """tokens.old and tokens.entropy, logprobs and entropies of the policy that sampled, and tokens.on_policy.
+
+    An exact sampler has given them for what is on-policy. All others take a pass of the policy, which is put off until
+    somebody asks; if nobody does before the updates, it leaves out what the first update, in which the policy is still
+    the old one, will see anyway."""
+
+    def __init__(self, rollouts: Rollouts, policy, exact: bool):
+        self.rollouts, self.policy, self.exact, self.first_gap = rollouts, policy, exact, torch.zeros(0)
+        tokens = rollouts.tokens
+        vars(tokens).pop("old", None)  # of an earlier step
+        tokens.on_policy = rollouts.per_token(rollouts.on_policy)
+        known = tokens.on_policy & exact
+        self.old, self.entropy = (torch.where(known, x, math.nan) for x in (tokens.sampler, tokens.entropy))
+        if known.all():
+            tokens.old = self.old
+        else:
+            del tokens.entropy
+            tokens.compute = self.compute
+
+    def compute(self, leave_out=()):
+        """Set both, by a pass over the rows that need one, except those to leave out, whose values stay NaN."""
+        batch, old = self.rollouts.batch, self.old
+        rows = np.flatnonzero(old[torch.from_numpy(batch.starts)].isnan().numpy())
+        rows = np.setdiff1d(rows, leave_out)
+        if len(rows):
+            part = batch.select(rows)
+            old[part.index], self.entropy[part.index] = self.policy.logprobs(part)
+        self.rollouts.tokens.old, self.rollouts.tokens.entropy = old, self.entropy
+
+    def learn(self, batch: Batch, logprobs, entropies):
+        """Fill the gaps with what the first update has seen of this batch."""
+        tokens, index = self.rollouts.tokens, batch.index
+        tokens.old[index] = torch.where(tokens.old[index].isnan(), logprobs, tokens.old[index])
+        tokens.entropy[index] = torch.where(tokens.entropy[index].isnan(), entropies, tokens.entropy[index])
+        self.first_gap = (logprobs - tokens.sampler[index]).abs()[tokens.on_policy[index]]
+
+    def gap(self) -> torch.Tensor:
+        """|trainer's - sampler's logprob| of the on-policy tokens: of all of them, or if the sampler is exact of those
+        in the first update."""
+        tokens = self.rollouts.tokens
+        if self.exact:
+            return self.first_gap
+        return (tokens.old - tokens.sampler).abs()[tokens.on_policy & ~tokens.old.isnan()]
+
+
 def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
     """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
     tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""

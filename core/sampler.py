@@ -1,24 +1,21 @@
-"""Samplers write responses to prompts. There are two, plain torch and vLLM, with the same interface:
+"""Samplers write responses to prompts. There are two with the same interface, plain torch here and vLLM in
+vllm_sampler.py:
 
     sync(policy)    take over the policy's weights: before the first sample(), and whenever the weights have changed
     sample(...)     token ids in, token ids out, with the logprob of each sampled token at the sampling temperature
     sleep()         give GPU memory back while the policy trains
+    rest(), wake()  the same for a model that stays as it is, a teacher
     asleep          True after a sleep() that took effect: sync() has to come before the next sample()
     exact           True if those logprobs are the trainer's own, so that no second pass is needed to compute them
 """
 
-import atexit
 import copy
 import functools
 import importlib.util
 import math
-import os
-import re
-import warnings
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
@@ -26,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from core.config import bad_input
 from core.packing import refuse_attention
 from core.policy import logits_of
-from core.processes import rank, say, world
+from core.processes import say
 
 
 # ------------------------------------------------------------------------------------------------ random streams
@@ -117,6 +114,8 @@ class TorchSampler:
     def sleep(self):
         """Does nothing: the copy of the model stays where it is."""
 
+    rest = wake = sleep
+
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
         """n responses to each of P prompts (arrays of token ids), at most max_new_tokens long. The numbers [P] of the
         prompts in the run and the seed choose the random streams. Temperature 0 is greedy.
@@ -190,150 +189,6 @@ class TorchSampler:
                 for i, length in enumerate(lengths.tolist())]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ vLLM
-class LateBar(tqdm):
-    """A progress bar that stays hidden for the first `delay` seconds, although vLLM forces it to refresh."""
-
-    def refresh(self, *args, **kwargs):
-        if self.format_dict["elapsed"] > self.delay:
-            super().refresh(*args, **kwargs)
-
-
-class VLLMSampler:
-    """vLLM's engine inside this process; made for GPUs, but it runs on a CPU too. Only this class touches vLLM.
-
-    Each process has its own engine, or `tp` processes share one, for a model larger than a GPU; torchrun starts them.
-    vLLM gives no entropies: they are NaN until the trainer's pass fills them in. longest: most tokens of a prompt and
-    its response together. memory: share of a GPU's memory that the engine takes while it is awake. request_seeds: see
-    sample(). Raises ValueError, one line, if vLLM can't be used or can't start."""
-
-    exact = asleep = False
-    engines = []  # keeps every engine alive until the process ends, see __init__
-    oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
-
-    @classmethod
-    def load(cls):
-        """Import vLLM: its classes LLM and SamplingParams, and its version. Raises ValueError, one line, if vLLM is
-        missing, broken or outside the tested versions."""
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine has to live in this process
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a CPU; on a GPU `memory` decides
-        warnings.filterwarnings("ignore", module=r"vllm|torch\.distributed")
-        try:
-            import vllm
-
-            version = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
-            if not cls.oldest <= version <= cls.newest:
-                raise ImportError("version {} is outside the tested range, {}.{} to {}.{}".format(
-                    vllm.__version__, *cls.oldest, *cls.newest))  # fmt: skip
-            from vllm import LLM, SamplingParams
-        except (ImportError, AttributeError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"no usable vllm: {reason}; pip install -r requirements.txt, or --sampler hf") from None
-        return LLM, SamplingParams, vllm.__version__
-
-    def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.5, request_seeds=False):
-        LLM, self.sampling_params, self.version = self.load()
-        if world() % tp:
-            raise ValueError(f"--tp {tp}: it has to divide the number of processes, {world()}; start more by torchrun")
-        self.cuda, self.tp, self.request_seeds = policy.device.type == "cuda", tp, request_seeds
-        self.group = dist.new_subgroups(tp)[0] if tp > 1 else None
-        # Ids that the tokenizer lacks must never be sampled, so the engine's model gets a vocabulary without them.
-        size = policy.lm.config.vocab_size
-        self.vocab = min(policy.vocab or size, size)
-        self.eos = sorted(token for token in eos if token < self.vocab)
-        # vLLM replaces torch.set_num_threads on CPUs, and patches a model class of transformers if it has no version of
-        # its own and runs that class. Both are restored after the start.
-        set_num_threads, model_class = torch.set_num_threads, type(policy.lm.base_model)
-        model_init = model_class.__init__
-        try:
-            self.llm = LLM(
-                policy.lm.name_or_path, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm",
-                hf_overrides=dict(vocab_size=self.vocab), dtype=policy.dtype, max_model_len=longest,
-                logprobs_mode="processed_logprobs",  # at the sampling temperature, as the trainer's
-                distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
-                tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
-                enforce_eager=not self.cuda)  # fmt: skip
-        except (ValueError, torch.OutOfMemoryError) as error:
-            reason = " ".join(str(error).split())[:500]
-            raise ValueError(f"vLLM could not start: {reason} (flags: --vllm_memory {memory}, --tp {tp}, "
-                             f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
-        finally:
-            torch.set_num_threads = set_num_threads
-            if model_class.__init__ is not model_init:
-                model_class.__init__ = model_init
-                del model_class.__call__
-        # An engine that ends destroys all process groups, the trainer's too: it has to live as long as the process.
-        self.engines.append(self.llm)
-        if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
-            atexit.unregister(dist.destroy_process_group)
-        say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
-
-    def _weights(self, policy):
-        """The policy's weights as (name, tensor), as a checkpoint has them. A table that embedding and head share comes
-        under both names, because vLLM may keep two copies of it."""
-        ends = policy.lm.get_input_embeddings(), policy.lm.get_output_embeddings()
-        tables = [f"{name}.weight" for name, module in policy.lm.named_modules() if module in ends]
-        for name, tensor in policy.weights():
-            tensor = tensor.to(policy.dtype)
-            names = tables if name in tables and policy.lm.config.tie_word_embeddings else [name]
-            yield from [(each, tensor[: self.vocab] if name in tables else tensor) for each in names]
-
-    def sync(self, policy):
-        """Push the policy's weights, tensor by tensor. On a GPU this also wakes the engine, in the order that needs the
-        least memory: the trainer's cached blocks go, room for the weights, the weights, room for the KV cache."""
-        if self.asleep:
-            torch.cuda.empty_cache()
-            self.llm.wake_up(tags=["weights"])
-        # Without weights_iterator vLLM would read the model's files again, and sample from the base model ever after.
-        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=self._weights(policy)))
-        if self.asleep:
-            self.llm.wake_up(tags=["kv_cache"])
-        self.asleep = False
-        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
-
-    def sleep(self):
-        """Give the engine's GPU memory back, weights and KV cache; sync() has to come before the next sample()."""
-        if self.cuda and not self.asleep:
-            self.llm.sleep(level=2)
-            self.asleep = True
-
-    def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
-        """As TorchSampler.sample, with three differences. The entropies are NaN. Logprobs are those of the tokens that
-        top_p leaves. An engine draws all its responses from one stream, keyed by the seed and the number of its first
-        prompt, so that responses depend on how many engines there are; with request_seeds each response has its own
-        stream, which makes decoding slower."""
-        requests, first = list(zip(prompts, numbers)), 0
-        if self.tp > 1:  # the processes that share an engine submit the same requests; `first` is this process's first
-            parts = [None] * self.tp
-            dist.all_gather_object(parts, requests, group=self.group)
-            first = sum(map(len, parts[: rank() % self.tp]))
-            requests = sum(parts, [])
-        if not requests:
-            return []
-        keys = (streams(seed, [number for _, number in requests], 1) >> np.uint64(2)).tolist()  # fit a signed int64
-        copies = 1 if temperature else n  # greedy responses are all the same: vLLM writes one, which is then repeated
-        params = [self.sampling_params(
-            n=n // copies, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens,
-            stop_token_ids=self.eos, ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
-            seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
-        inputs = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
-        # The engine draws from torch's generators, but the algorithms' draws must stay the same on all ranks.
-        with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):
-            torch.manual_seed(keys[0])
-            np.random.seed(keys[0] % 2**32)
-            bar = functools.partial(LateBar, delay=5, leave=False)
-            outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and bar)
-        responses = []
-        for request in outputs[first : first + len(prompts)]:
-            for answer in request.outputs * copies:
-                ids, logprobs = np.array(answer.token_ids), np.array(answer.logprobs.logprobs, dtype=np.float32)
-                responses.append((ids, logprobs, np.full_like(logprobs, np.nan), int(ids[-1]) in self.eos))
-        return responses
-
-
 def choose_sampler(cfg):
     """The sampler that --sampler asks for, as a function (policy, eos) -> sampler. Both this function and the one that
     it returns raise ValueError, one line. auto: vLLM if it is installed and there is a GPU, else plain torch."""
@@ -344,6 +199,8 @@ def choose_sampler(cfg):
             say("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
     if name == "hf":
         return TorchSampler
+    from core.vllm_sampler import VLLMSampler  # here, because that file needs this one
+
     VLLMSampler.load()  # a bad installation is reported now, not after the policy has been loaded
     return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.policy import Policy
 from core.rollout import Batch
-from core.sampler import TorchSampler, VLLMSampler, mix, nucleus, streams
+from core.sampler import TorchSampler, mix, nucleus, streams
+from core.vllm_sampler import VLLMSampler
 
 END = 260  # the tiny model's end token
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

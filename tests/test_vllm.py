@@ -19,7 +19,8 @@ from helpers import TORCHRUN, metrics, output_of, refused
 import common
 import core.sampler as samplers
 import grpo
-from core.sampler import TorchSampler, VLLMSampler, choose_sampler
+from core.sampler import TorchSampler, choose_sampler
+from core.vllm_sampler import VLLMSampler
 
 SMALL = "--sampler vllm --prompts_per_step 5 --max_new_tokens 32 --eval_problems 6 --lr 3e-4 --reference false".split()
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -183,4 +184,4 @@ def test_the_order_of_waking(policy, monkeypatch):
     wake = lambda what: ("wake_up", ("tags", [what]))
     assert [call[:2] for call in engine.calls] == [
         ("sleep", ("level", 2)), ("empty_cache",), wake("weights"), ("collective_rpc", "reload_weights"),
-        wake("kv_cache"), ("reset_prefix_cache",), ("sleep", ("level", 2))]  # fmt: skip
+        ("empty_cache",), wake("kv_cache"), ("reset_prefix_cache",), ("sleep", ("level", 2))]  # fmt: skip

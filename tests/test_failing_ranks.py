@@ -1,0 +1,124 @@
+"""One process of several fails: its message is seen once, and the others don't wait for it in a collective. And what
+torchrun does to its processes when it is asked to end."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RAISES = """
+import grpo
+from core.processes import rank
+
+loss = grpo.token_loss
+
+
+def token_loss(new, tokens, cfg):
+    if rank() == 1:
+        raise RuntimeError("broken on purpose")
+    return loss(new, tokens, cfg)
+
+
+grpo.token_loss = token_loss
+grpo.main()
+"""
+FAILS = """
+import torch
+
+from core.config import fail
+from core.processes import rank, start_processes
+
+start_processes()
+if {who}:
+    fail("no such file")
+torch.distributed.barrier()
+"""
+
+
+def command(folder, script, *flags) -> list[str]:
+    """The command line that runs this script in two processes."""
+    file = folder / "script.py"
+    file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + script)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*start, *flags, str(file)]
+
+
+def torchrun(folder, script, *flags):
+    """(exit status, stderr, seconds between the last word of the failing processes and the end) of two processes."""
+    launch = [*command(folder, script), *flags]
+    process = subprocess.Popen(launch, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    lines, since = [], time.monotonic()
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if "broken on purpose" in line or "NameError" in line or line.startswith("error: "):
+                since = time.monotonic()
+        return process.wait(10), "".join(lines), time.monotonic() - since
+    finally:
+        process.kill()
+
+
+def test_an_exception_in_the_middle_of_a_step_ends_both(tmp_path, small):
+    """Rank 0 is by then in the backward pass, whose collectives need rank 1."""
+    flags = ["--out", str(tmp_path / "out"), *small, "--steps", "1", "--eval_data", ""]
+    status, text, seconds = torchrun(tmp_path, RAISES, *flags)
+    assert status != 0 and seconds < 10
+    assert text.count("RuntimeError: broken on purpose") == 1
+    assert not list(tmp_path.glob("out/step_*"))
+
+
+@pytest.mark.parametrize("who", ["rank() == 1", pytest.param("True", marks=pytest.mark.slow)])
+def test_bad_input_on_one_rank_and_on_both(tmp_path, who):
+    status, text, seconds = torchrun(tmp_path, FAILS.format(who=who))
+    assert status != 0 and seconds < 10
+    assert text.count("error: no such file (rank ") == 1 and (who == "True" or "(rank 1)\n" in text)
+
+
+@pytest.mark.slow
+def test_processes_that_raise_the_same_say_it_once(tmp_path):
+    script = "import core.config\nfrom core.processes import start_processes\nstart_processes()\nbroken_on_purpose"
+    status, text, seconds = torchrun(tmp_path, script)
+    assert status != 0 and text.count("NameError: ") == 1
+
+
+# ------------------------------------------------------------------------------------------------ SIGTERM
+SLOW_STEP = """
+import time
+import common
+import grpo
+
+reward = common.Run.reward
+
+
+def slow(run, rollouts):
+    print("in the step", flush=True)
+    time.sleep(5)
+    return reward(run, rollouts)
+
+
+common.Run.reward = slow
+grpo.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patience, saved", [(60, True), (1, False)])
+def test_torchrun_waits_for_the_step_as_long_as_it_is_told(tmp_path, small, patience, saved):
+    """Its SIGTERM goes on to the processes, which save after the step; then it kills them, by default after 30 s."""
+    launch = command(tmp_path, SLOW_STEP, "--shutdown-timeout", str(patience))
+    flags = ["--out", str(tmp_path / "out"), *small, "--steps", "3", "--eval_data", ""]
+    process = subprocess.Popen([*launch, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line == "in the step\n":
+            process.send_signal(signal.SIGTERM)
+            break
+    text = "".join(lines) + process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert ("left after step 1, which is saved" in text) == saved
+    assert (tmp_path / "out/step_000001/trainer.json").exists() == saved

@@ -1,0 +1,252 @@
+"""What a GPU has and a CPU has not: engines that sleep and that take a share of the memory, copies of the state. Shown
+by the calls, by numbers that don't change, and where it runs on a CPU by vLLM itself."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import common
+import ppo
+import raft
+import core.policy as policies
+from core.plan import count, engine_share, training_memory
+from core.policy import Policy
+from core.rollout import Batch
+from core.sampler import TorchSampler
+from core.vllm_sampler import VLLMSampler
+from test_compile import CudaPack
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "models/tiny")
+
+
+# ------------------------------------------------------------------------------------------------ vLLM
+@pytest.fixture
+def calls(monkeypatch):
+    """What the samplers of a run are asked to do, in order."""
+    seen = []
+
+    def watch(name, method):
+        def record(self, *args, **how):
+            seen.append((name, self))
+            return method(self, *args, **how)
+
+        monkeypatch.setattr(TorchSampler, name, record)
+
+    for name in ("sync", "sample", "sleep", "rest", "wake"):
+        watch(name, getattr(TorchSampler, name))
+    return seen
+
+
+def apart(folder, call: str, *launcher):
+    """Call a function of this file in a process of its own, or with a launcher in several."""
+    script = folder / "script.py"
+    paths = [str(ROOT), str(ROOT / "tests")]
+    script.write_text(f"import sys\nsys.path[:0] = {paths}\nimport test_gpu_path\ntest_gpu_path.{call}\n")
+    done = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def bench_with_vllm(folder):
+    """The tokenizer knows 261 ids, the model 1,000: the engine has to know before it starts. vLLM leaves torch one
+    thread, which --offload's optimizer would feel."""
+    bench.ARCHS["tiny"] = (64, 1, 2, 2, 128, 1000, False)
+    flags = "--arch tiny --sampler vllm --prompts 3 --samples 2 --new_tokens 40 --updates 1 --steps 1".split()
+    torch.set_num_threads(3)
+    run = bench.open_run(common.parse(bench.Options, "", flags), folder)
+    assert torch.get_num_threads() == 3
+    assert isinstance(run.sampler, VLLMSampler) and run.sampler.vocab == 1000 and run.policy.vocab is None
+    bench.step(run, "all")
+    run.new_step()
+    run.sync()
+    rollouts = run.sample()
+    ids = np.concatenate(rollouts.batch.responses)
+    assert len(ids) == 3 * 2 * 40 and ids.max() > 300
+    trainer = run.policy.logprobs(rollouts.batch)[0]
+    assert (trainer - rollouts.tokens.sampler).abs().max() < 1e-4
+
+
+@needs_vllm
+def test_an_engine_for_the_whole_vocabulary_of_random_weights_and_all_threads(tmp_path):
+    apart(tmp_path, f"bench_with_vllm({str(tmp_path)!r})")
+
+
+def test_a_teacher_rests_while_the_policy_trains(train, tmp_path, calls):
+    assert train(tmp_path / "out", "--teacher", TINY, "--steps", 2, "--eval_data", "", module=raft) == 0
+    teacher = calls[0][1]
+    assert [name for name, sampler in calls if sampler is teacher] == ["sync", "rest"] + ["wake", "sample", "rest"] * 2
+
+
+def test_an_engine_that_rests_keeps_its_weights(monkeypatch):
+    """Level 1, on the host: no push is needed. torch's cached blocks go before each part of the engine comes."""
+    sampler, engine = VLLMSampler.__new__(VLLMSampler), mock.Mock()
+    sampler.llm, sampler.cuda, sampler.asleep = engine, True, False
+    monkeypatch.setattr(torch.cuda, "empty_cache", engine.empty_cache)
+    sampler.wake()
+    assert not engine.mock_calls
+    sampler.rest()
+    sampler.rest()
+    sampler.wake()
+    wake = lambda part: mock.call.wake_up(tags=[part])
+    empty = mock.call.empty_cache()
+    assert engine.mock_calls == [mock.call.sleep(level=1), empty, wake("weights"), empty, wake("kv_cache")]
+    assert not sampler.asleep
+
+
+# ------------------------------------------------------------------------------------------------ memory for vLLM
+B7, TABLE = 7_615_616_512, 152064 * 3584  # Qwen2.5-7B
+
+
+@pytest.mark.parametrize("free, total, tp, share", [
+    (78, 80, 1, 0.863),  # alone on the GPU: 0.9 x 78 - 1.09 of 80
+    (141 - 1 - 91.4, 141, 1, 0.302),  # beside the trainer: 12 bytes per parameter are taken
+    (80 - 1 - 11.4, 80, 1, 0.746),  # beside an eighth of it
+    (20, 80, 2, 0.211),  # half of the weights
+])  # fmt: skip
+def test_the_share_of_an_engine_by_hand(free, total, tp, share):
+    found = engine_share(int(free * 1e9), int(total * 1e9), B7, TABLE, tp)
+    assert found == pytest.approx(share, abs=2e-3) and found * total < free
+
+
+@pytest.mark.parametrize("free, tp", [(15, 1), (20, 1), (9, 2)])
+def test_an_engine_that_does_not_fit_is_refused(free, tp):
+    with pytest.raises(ValueError, match=f"leaves {free}.0 of a GPU's 80.0 GB.*--tp .now {tp}."):
+        engine_share(free * 10**9, 80 * 10**9, B7, TABLE, tp)
+
+
+def test_the_engine_is_asked_for_what_is_free(policy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 10**9, 20 * 10**9))
+    sampler = VLLMSampler.__new__(VLLMSampler)
+    sampler.tp = 1
+    assert sampler._share(policy) == pytest.approx(0.45, abs=2e-3)
+
+
+def test_the_critic_is_there_before_the_engine_takes_its_share(train, tmp_path, monkeypatch):
+    def start(run):
+        assert set(run.checkpointed) == {"trainer", "critic"} and not hasattr(run, "sampler")
+        raise SystemExit(7)
+
+    monkeypatch.setattr(common.Run, "start_sampler", start)
+    assert train(tmp_path / "out", module=ppo) == 7
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ copies of the state
+def gradient(**how) -> torch.Tensor:
+    """The gradient [parameters] of one update on three micro-batches."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 40, 9)
+    batch = Batch([rng.integers(3, 250, 6) for _ in lengths], [rng.integers(3, 250, n) for n in lengths])
+    adv = torch.from_numpy(rng.normal(size=lengths.sum())).float()
+    batch.values = dict(adv=adv, weight=torch.full_like(adv, 1 / len(adv)))
+    policy, found = Policy(TINY, "cpu", vocab=261, lr=1e-3, **how), []
+    whole = lambda x: x.full_tensor() if hasattr(x, "full_tensor") else x
+    policy.optimizer.step = lambda: found.extend(whole(p.grad).flatten() for p in policy.parameters())
+    policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}), max_grad_norm=1e9)
+    return torch.cat(found)
+
+
+def copies(folder):
+    """In one of two processes: each has a copy of the state, and gradients meet after the last micro-batch alone."""
+    from core.processes import rank, start_processes
+
+    start_processes()
+    sync = FSDPModule.set_requires_gradient_sync
+    with mock.patch.object(FSDPModule, "set_requires_gradient_sync", autospec=True, side_effect=sync) as called:
+        found = gradient(shard_size=1, tokens_per_micro=60)
+    last = [call.args[1] for call in called.call_args_list]
+    assert last == [False] * (len(last) - 1) + [True] and len(last) >= 2
+    on_the_cpu = lambda: CPUOffloadPolicy(pin_memory=False)
+    with mock.patch("core.policy.OffloadPolicy", on_the_cpu):  # --offload's, which Policy takes on CUDA alone
+        assert torch.equal(gradient(shard_size=1, tokens_per_micro=60), found)
+    if rank() == 0:
+        torch.save(found, f"{folder}/found.pt")
+
+
+def test_copies_of_the_state_exchange_one_sum_of_gradients(tmp_path):
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    apart(tmp_path, f"copies({str(tmp_path)!r})", *launcher)
+    found, expected = torch.load(tmp_path / "found.pt"), gradient()
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+# ------------------------------------------------------------------------------------------------ bench.py --plan
+class HalfPolicy(Policy):
+    """Random weights, bf16 compute and recomputed blocks, as on CUDA."""
+
+    dtype = property(lambda self: torch.bfloat16, lambda self, value: None)
+
+    def load(self, model, config, **how):
+        return Qwen2ForCausalLM._from_config(config, **how)
+
+    def place(self, full, device):
+        self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+
+
+@pytest.mark.parametrize("moment, sizes, tokens, chunk", [
+    ("in a block", dict(intermediate_size=1024, vocab_size=512), 1024, 2**18),
+    ("in many blocks", dict(num_hidden_layers=4, tie_word_embeddings=True), 768, 2**16),
+    ("in the head", dict(vocab_size=8192), 512, 2**20),
+    ("at the end", dict(vocab_size=16384, num_key_value_heads=1), 256, 2**17),
+])  # fmt: skip
+def test_the_computed_memory_is_that_of_a_simulation(tmp_path, monkeypatch, moment, sizes, tokens, chunk):
+    """Of rank 0 of four, whose collectives do nothing; torch's MemTracker counts the bytes of real, small tensors."""
+    small = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=512, vocab_size=512, tie_word_embeddings=False)  # fmt: skip
+    config = Qwen2Config(**small | sizes)
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(policies, "Pack", CudaPack)
+    prompts = [np.full(16, 5) for _ in range(tokens // 16)]  # on four ranks
+    batch = Batch(prompts, [np.full(48, 7) for _ in prompts])
+    one = torch.ones(int(batch.ends[-1]))
+    batch.values = dict(adv=one, weight=one)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        policy = HalfPolicy(tmp_path, "cpu", lr=1e-3, tokens_per_micro=tokens)
+        policy.chunk_logits = chunk
+        tracker = MemTracker()
+        tracker.track_external(policy, policy.optimizer)
+        with tracker:
+            policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}))
+    finally:
+        torch.distributed.destroy_process_group()
+    simulated = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert count(config)[0] == sum(p.numel() for p in policy.parameters())
+    assert training_memory(config, 4, tokens, chunk=chunk)["peak"] == pytest.approx(simulated, rel=0.1)
+
+
+def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
+    """The figures of a simulation of the real size, by FakeTensorMode: 135, 29 and 15 GB."""
+    for gpus, peak in ((1, 135), (8, 29), (64, 15)):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--arch", "7b", "--plan", str(gpus)])
+        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
+        bench.main()
+        lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
+        assert float(lines["peak"]) == pytest.approx(peak, abs=1)
+        assert float(lines["optimizer"]) == pytest.approx(8 * 7.616 / gpus, abs=0.1)
+
+
+def test_what_is_left_for_vllm(monkeypatch, capsys):
+    def says(*flags):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
+        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
+        bench.main()
+        return capsys.readouterr().out
+
+    assert "GPU of 80 GB: too small" in says("--arch", "7b", "--plan", "1")
+    assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "1", "--offload", "true")
+    assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "8")
+    assert "GPU of 141 GB: vLLM with --tp 2" in says("--arch", "32b", "--plan", "8")
