@@ -196,36 +196,46 @@ class HalfPolicy(Policy):
         self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
 
 
-@pytest.mark.parametrize("moment, sizes, tokens, chunk", [
+PEAKS = [  # where the peak is, the model's sizes, tokens of a micro-batch, logits of a chunk
     ("in a block", dict(intermediate_size=1024, vocab_size=512), 1024, 2**18),
     ("in many blocks", dict(num_hidden_layers=4, tie_word_embeddings=True), 768, 2**16),
     ("in the head", dict(vocab_size=8192), 512, 2**20),
     ("at the end", dict(vocab_size=16384, num_key_value_heads=1), 256, 2**17),
-])  # fmt: skip
-def test_the_computed_memory_is_that_of_a_simulation(tmp_path, monkeypatch, moment, sizes, tokens, chunk):
-    """Of rank 0 of four, whose collectives do nothing; torch's MemTracker counts the bytes of real, small tensors."""
+]
+
+
+def simulate(folder):
+    """Rank 0 of four, whose collectives do nothing; torch's MemTracker counts the bytes of real, small tensors."""
+    policies.Pack = CudaPack
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    for moment, sizes, tokens, chunk in PEAKS:
+        config, peak = simulated_peak(folder, sizes, tokens, chunk)
+        computed = training_memory(config, 4, tokens, chunk=chunk)["peak"]
+        assert computed == pytest.approx(peak, rel=0.1), moment
+
+
+def simulated_peak(folder, sizes, tokens, chunk):
+    """The config of a model, and the bytes that one update of it takes."""
     small = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                  intermediate_size=512, vocab_size=512, tie_word_embeddings=False)  # fmt: skip
     config = Qwen2Config(**small | sizes)
-    config.save_pretrained(tmp_path)
-    monkeypatch.setattr(policies, "Pack", CudaPack)
+    config.save_pretrained(folder)
     prompts = [np.full(16, 5) for _ in range(tokens // 16)]  # on four ranks
     batch = Batch(prompts, [np.full(48, 7) for _ in prompts])
     one = torch.ones(int(batch.ends[-1]))
     batch.values = dict(adv=one, weight=one)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    try:
-        policy = HalfPolicy(tmp_path, "cpu", lr=1e-3, tokens_per_micro=tokens)
-        policy.chunk_logits = chunk
-        tracker = MemTracker()
-        tracker.track_external(policy, policy.optimizer)
-        with tracker:
-            policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}))
-    finally:
-        torch.distributed.destroy_process_group()
-    simulated = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    policy = HalfPolicy(folder, "cpu", lr=1e-3, tokens_per_micro=tokens)
+    policy.chunk_logits = chunk
     assert count(config)[0] == sum(p.numel() for p in policy.parameters())
-    assert training_memory(config, 4, tokens, chunk=chunk)["peak"] == pytest.approx(simulated, rel=0.1)
+    tracker = MemTracker()
+    tracker.track_external(policy, policy.optimizer)
+    with tracker:
+        policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}))
+    return config, tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+def test_the_computed_memory_is_that_of_a_simulation(tmp_path):
+    apart(tmp_path, f"simulate({str(tmp_path)!r})")
 
 
 def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
