@@ -112,6 +112,20 @@ def mixed(rewards):
     return rewards.amax(1) > rewards.amin(1)
 
 
+def first_mixed(rewards, count):
+    """[P] bool: the first `count` of the mixed prompts."""
+    return mixed(rewards) & (mixed(rewards).cumsum(0) <= count)
+
+
+def token_moments(x, keep, lengths=None):
+    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses; keep and lengths [P, n]
+    (without lengths each response counts once). Without spread the deviation is infinite: x divided by it is 0."""
+    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
+    mean = (weights * x).sum() / weights.sum()
+    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
+    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else math.inf
+
+
 # =========================================================================================== ratio and clipping
 def clipped_loss(new, old, adv, cfg):
     """The clipped surrogate of PPO, per token [T]: -min(s A, clip(s, 1 - low, 1 + high) A) with s = exp(new - old).

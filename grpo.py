@@ -43,16 +43,14 @@ def needs_more(rewards, cfg):
 def advantages(rewards, cfg):
     """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
 
-    All responses are kept: one with advantage 0 still counts in the normalisation. With dynamic sampling, the first
-    prompts_per_step mixed prompts are kept."""
-    mixed = common.mixed(rewards)
+    All are kept, for advantage 0 still counts in the normalisation; with dynamic sampling, enough mixed prompts."""
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
-    adv = adv * mixed[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
+    adv = adv * common.mixed(rewards)[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
-        keep &= (mixed & (mixed.cumsum(0) <= cfg.prompts_per_step))[:, None]
+        keep &= common.first_mixed(rewards, cfg.prompts_per_step)[:, None]
     return adv, keep
 
 
@@ -64,7 +62,7 @@ def token_loss(new, tokens, cfg):
 def main():
     cfg = common.parse(Config, __doc__)
     if cfg.samples_per_prompt < 2:
-        common.fail("--samples_per_prompt 1: GRPO compares a prompt's responses with each other; give 2 or more")
+        common.fail("--samples_per_prompt 1: the responses to a prompt are compared with each other; give 2 or more")
     run = common.Run(cfg)
     run.begin()
     for _ in run.steps():

@@ -34,7 +34,7 @@ def advantages(rewards, cfg):
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood, as the advantage is 1."""
+    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood."""
     return -tokens.adv * new
 
 

@@ -44,30 +44,25 @@ class Config(common.Config):
 
 
 def advantages(rewards, cfg, lengths=None):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n] and the responses' lengths [P, n]:
-    mean and std over the batch are over its tokens (default: each response counts once). Standard deviations are
-    Bessel's.
+    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
 
-    Without any spread there is nothing to scale by, and the advantage is 0."""
+    Over the batch, mean and std are those of its tokens, hence lengths [P, n]. Without spread the advantage is 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.reject in ("correct", "both"):
         keep[common.all_correct(rewards)] = False
     if cfg.reject in ("wrong", "both"):
         keep[common.all_wrong(rewards)] = False
-    weights = keep * (torch.ones_like(rewards) if lengths is None else lengths)
     adv = 2 * rewards - 1
     if cfg.baseline == "group":
         adv = adv - adv.mean(1, keepdim=True)
     elif cfg.baseline == "leave_one_out":
         adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
     elif cfg.baseline == "batch":
-        adv = adv - (weights * adv).sum() / weights.sum()
+        adv = adv - common.token_moments(adv, keep, lengths)[0]
     if cfg.normalize == "group":
         adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
     elif cfg.normalize == "batch":
-        mean = (weights * adv).sum() / weights.sum()
-        std = ((weights * (adv - mean) ** 2).sum() / (weights.sum() - 1)).sqrt()
-        adv = adv / (std + 1e-6) if len(rewards[keep].unique()) > 1 else 0 * adv
+        adv = adv / (common.token_moments(adv, keep, lengths)[1] + 1e-6)
     return adv, keep
 
 
@@ -80,7 +75,7 @@ def main():
     cfg = common.parse(Config, __doc__)
     compares = {cfg.reject, cfg.baseline, cfg.normalize} & {"both", "group", "leave_one_out"}
     if cfg.samples_per_prompt < 2 and compares:
-        common.fail("--samples_per_prompt 1: responses to a prompt are compared; give 2 or more, or --reject none")
+        common.fail("--samples_per_prompt 1: the responses to a prompt are compared with each other; give 2 or more")
     run = common.Run(cfg)
     run.begin()
     for _ in run.steps():

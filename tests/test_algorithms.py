@@ -80,7 +80,7 @@ def test_raft_pp_stops_where_the_ratio_is_clipped_and_raft_does_not():
 
 
 def test_raft_loss_is_the_surprise():
-    assert raft.token_loss(torch.tensor([-0.5, -3.0]), None, None).tolist() == [0.5, 3.0]
+    assert raft.token_loss(torch.tensor([-0.5, -3.0]), tokens(None, torch.ones(2)), None).tolist() == [0.5, 3.0]
 
 
 # ------------------------------------------------------------------------------------------------ reinforce-rej
@@ -476,7 +476,8 @@ def test_the_weighted_token_losses_are_the_mean_over_pairs():
     side = torch.tensor([[1.0, 0, -1], [0, -1, 1]])
     rollouts.tokens.side = rollouts.per_token(side)
     rollouts.tokens.pair = rollouts.per_token(torch.tensor([[0, 9, 0], [9, 1, 1]]))
-    (batch,) = split(rollouts, side, side != 0, replace(DPO, updates_per_step=1), together=True)
+    (part,) = split(rollouts, side, side != 0, replace(DPO, updates_per_step=1), together=True)
+    batch = rollouts.batch.select(*part)
     assert [len(r) for r in batch.responses] == [2, 5, 4, 2] and batch.units == [[0, 1], [2, 3]]
     new = torch.randn(13, generator=torch.Generator().manual_seed(0))
     old = batch.values["sampler"]

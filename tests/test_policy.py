@@ -149,7 +149,8 @@ def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, k
     monkeypatch.setattr(packing, "GROUPED", packing.grouped_heads(kernel))
     monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable())
     assert distance(gradients(folders[name], batch, 150), expected) < 1e-6
-    assert called.call_count == 2 * 2 * len(built) > 4  # layers, forward and recomputation, micro-batches
+    micros = len(built) - 1  # the first pack is the probe's, which is not recomputed
+    assert called.call_count == 2 + 2 * 2 * micros > 6  # layers x (forward and recomputation) x micro-batches
     assert built[0].ids.shape[1] == built[0].cu_seqlens[-1]
 
 

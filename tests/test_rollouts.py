@@ -90,7 +90,8 @@ ALL = torch.ones(4, 2, dtype=torch.bool)
 
 def parts(adv=ADV, keep=ALL, updates=2, kl=0.0, norm="token", rollouts=None, **how):
     cfg = SimpleNamespace(updates_per_step=updates, kl_coef=kl, entropy_coef=0.0, loss_norm=norm, max_new_tokens=10)
-    return split(rollouts or toy_rollouts(LENGTHS, 2), adv, keep, cfg, **how)
+    rollouts = rollouts or toy_rollouts(LENGTHS, 2)
+    return [rollouts.batch.select(rows, units) for rows, units in split(rollouts, adv, keep, cfg, **how)]
 
 
 def lengths_of(batches):
