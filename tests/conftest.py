@@ -173,8 +173,7 @@ def script(request):
     """An algorithm's file, or the fork: its `name`, `path` and `module`, and the `flags` that came with --fork."""
     name, fork = request.param, request.config.option.fork
     if not fork:
-        flags = ["--lr", "1e-4"] if name == "iterative_dpo" else []  # at 3e-4 three pairs would spoil the model
-        return SimpleNamespace(name=name, path=ROOT / f"{name}.py", module=importlib.import_module(name), flags=flags)
+        return SimpleNamespace(name=name, path=ROOT / f"{name}.py", module=importlib.import_module(name), flags=[])
     path, *flags = shlex.split(fork)
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location(f"fork_{name}", path)
@@ -183,8 +182,9 @@ def script(request):
     return SimpleNamespace(name=name, path=Path(path), module=module, flags=flags)
 
 
-# More right answers at hand than in the other small runs; a seventh prompt that neither updates nor processes divide.
-FEW = ["--prompts_per_step", "7", "--updates_per_step", "2", "--eval_every", "0", "--eval_data", ""]
+# More right answers at hand than in the other small runs; a seventh prompt that neither updates nor processes divide;
+# a learning rate at which few pairs do not spoil the model.
+FEW = ["--lr", "1e-4", "--prompts_per_step", "7", "--updates_per_step", "2", "--eval_every", "0", "--eval_data", ""]
 THREE_STEPS = ["--steps", "3", "--save_every", "2"]
 
 

@@ -192,7 +192,7 @@ def test_a_bad_value_is_named(capsys, argv, says):
     ("shard_size", "-1", "must be 0 or above"),
     ("clip_low", "-0.1", "must be 0 or above"),
     ("dual_clip", "-3", "must be 0 or above"),
-    ("vllm_memory", "0", "must be above 0"),
+    ("vllm_memory", "-0.1", "must be 0 or above"),
     ("vllm_memory", "1.1", "--vllm_memory 1.1: must be 1 or below"),
 ])  # fmt: skip
 def test_a_number_outside_its_bounds_is_refused(capsys, flag, value, says):
