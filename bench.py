@@ -123,7 +123,7 @@ def main():
     cfg = common.parse(Options, __doc__)
     if cfg.plan:
         config = architecture(cfg.arch) if cfg.arch else common.find_model(cfg.model, "model")[1]
-        return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload))
+        return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload, cfg.recompute))
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(cfg, folder)
         laps = [step(run, cfg.phase) for _ in common.tqdm(range(cfg.steps + 1), desc="steps", leave=False)]

@@ -77,6 +77,7 @@ class Config:
     # memory and processes
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: training's memory knob", least=1)
     shard_size: int = arg(0, "processes that share one copy of the trained state, at most one node (0: all)", least=0)
+    recompute: int = arg(1, "GPUs: blocks computed again in the backward pass: 1 all, 2 every second, 0 none", least=0)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
     # sampler
@@ -236,7 +237,7 @@ class Run:
             return (kind or Policy)(
                 source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
                 tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload or offload,
-                compile=cfg.compile and self.device == "cuda")  # fmt: skip
+                compile=cfg.compile and self.device == "cuda", recompute=cfg.recompute)  # fmt: skip
 
     def _stop_after_this_step(self, number, frame):
         if self.asked_to_stop:

@@ -50,6 +50,9 @@ class Critic(common.Policy):
         torch.nn.init.zeros_(backbone.value.bias)
         return backbone
 
+    def head_parameters(self):
+        return list(self.lm.value.parameters())
+
     def head(self, hidden, targets, entropy_grad):
         values = self.lm.value(hidden)[:, 0].float()
         return values, torch.zeros_like(values)

@@ -36,35 +36,39 @@ def count(config) -> tuple[int, int, int]:
     return sum(p.numel() for p in lm.parameters()), sum(p.numel() for p in ends), max(p.numel() for p in ends)
 
 
-def training_memory(config, gpus: int, tokens: int, offload=False, chunk=CHUNK) -> dict[str, float]:
+def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK) -> dict[str, float]:
     """Bytes on each of `gpus` GPUs that share one copy of the state, for micro-batches of `tokens` tokens.
 
       state           fp32 masters, gradients and AdamW's two moments: 16 bytes per parameter / gpus
       gathered        bf16 weights of embedding and head, and the head's gradient; 6 bytes per parameter of a block
-      activations     bf16: what enters each block; and one block's own, as transformers' Llama and Qwen leave them
+      activations     bf16: what enters each block; and one block's own, as transformers' Llama and Qwen leave them,
+                      with those of every block that is not computed again
       logits          of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
       peak            the largest sum of what is there at the same time: in a block; in the head; in the last reduction
                       of gradients, those of embedding and head in bf16 and fp32. Without CUDA's and NCCL's own GB
     """
     whole, ends, table = count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    kept = layers - math.ceil(layers / recompute) if recompute else layers - 1  # blocks that keep their activations
     parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,
                  gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
-                 activations=tokens * (2 * layers * hidden + 24 * hidden + 12 * mlp),
+                 activations=tokens * (2 * layers * hidden + (1 + kept) * (24 * hidden + 12 * mlp)),
                  logits=18 * min(chunk, tokens * config.vocab_size))  # fmt: skip
     if offload:  # gradients stay where they arise until the update's last micro-batch, if each GPU has all of them
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
-    in_the_head = 2 * ends + 2 * table + parts["logits"] + 2 * tokens * layers * hidden
+    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # in fp32, of the chunks' gradients of the head
+    stored = tokens * (2 * layers * hidden + kept * (24 * hidden + 12 * mlp))
+    in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
     at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
     peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)
     return parts | dict(peak=peak)
 
 
-def report(config, gpus: int, tokens: int, offload=False) -> str:
+def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
     """A table of the training's memory, and what is left for vLLM on GPUs of 80 and of 141 GB."""
     whole, _, table = count(config)
-    memory, heads = training_memory(config, gpus, tokens, offload), config.num_key_value_heads
+    memory, heads = training_memory(config, gpus, tokens, offload, recompute), config.num_key_value_heads
     lines = [f"computed GB per GPU: {whole / 1e9:.2f} B parameters, {gpus} GPU(s), {tokens} tokens per micro-batch"]
     lines += [f"  {name:12}{size / 1e9:8.1f}" for name, size in memory.items()]
     state = memory["parameters"] + memory["optimizer"]  # what stays while vLLM samples

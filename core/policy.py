@@ -20,8 +20,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.packing import Pack
@@ -59,10 +59,39 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
 def logits_of(lm, hidden):
     """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
     Granite divides, Cohere multiplies, Gemma 2 caps."""
-    logits, config = lm.get_output_embeddings()(hidden), lm.config
+    head, config = lm.get_output_embeddings(), lm.config
+    logits = F.linear(hidden, head.weight, head.bias)
     logits = logits * getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+class Chunks(torch.autograd.Function):
+    """(logprobs [N], entropies [N]) = head(hidden [N, H], targets [N], entropy_grad), `size` tokens at a time, so that
+    the logits of all tokens never exist. The backward pass computes each chunk again, and adds up the gradients of the
+    head's parameters in fp32: in bf16 the sum of many chunks would lose most of the later ones' bits."""
+
+    @staticmethod
+    def forward(ctx, head, size, targets, entropy_grad, hidden, *parameters):
+        ctx.how, ctx.parameters = (head, size, targets, entropy_grad), parameters
+        ctx.save_for_backward(hidden)
+        chunks = [head(x, y, entropy_grad) for x, y in zip(hidden.split(size), targets.split(size))]
+        return tuple(torch.cat(parts) for parts in zip(*chunks))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (head, size, targets, entropy_grad), (hidden,) = ctx.how, ctx.saved_tensors
+        grad_hidden, sums = [], [torch.zeros_like(p, dtype=torch.float32) for p in ctx.parameters]
+        for x, y, *grad in zip(hidden.split(size), targets.split(size), *(g.split(size) for g in grads)):
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                outs = [(out, g) for out, g in zip(head(x, y, entropy_grad), grad) if out.requires_grad]
+            first, *rest = torch.autograd.grad([out for out, _ in outs], [x, *ctx.parameters], [g for _, g in outs])
+            grad_hidden.append(first)
+            for total, part in zip(sums, rest):
+                total += part
+        sums = [total.to(p.dtype) for total, p in zip(sums, ctx.parameters)]
+        return None, None, None, None, torch.cat(grad_hidden), *sums
 
 
 class Policy(nn.Module):
@@ -71,7 +100,8 @@ class Policy(nn.Module):
 
     model: a local folder or hub id. vocab: ids from here on don't exist for the tokenizer; they get no probability.
     temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
-    blocks compute in bf16, reduce gradients in fp32 and recompute their activations in the backward pass.
+    blocks compute in bf16, reduce gradients in fp32, and one block in `recompute` (0: none) computes its activations
+    again in the backward pass instead of keeping them.
     shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
     offload: masters, gradients and optimizer live on the CPU (a lone process adds an update's gradients on the GPU).
     compile: torch.compile, block by block (not for the CPU's padded attention: each micro-batch would be traced anew).
@@ -79,7 +109,7 @@ class Policy(nn.Module):
     """
 
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
-                 shard_size=0, offload=False, compile=False):  # fmt: skip
+                 shard_size=0, offload=False, compile=False, recompute=1):  # fmt: skip
         super().__init__()
         config = AutoConfig.from_pretrained(model)
         for name, value in config.to_dict().items():  # with dropout the ratio would not be 1 in the first update
@@ -94,8 +124,8 @@ class Policy(nn.Module):
         self.sharded = dist.is_initialized()
         self.requires_grad_(lr is not None).train(lr is not None)
         self.refuse_other_models()
-        if self.device.type == "cuda":
-            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False))
+        if self.device.type == "cuda" and recompute:
+            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False), every_n_layers=recompute)
         if compile:
             torch._dynamo.config.recompile_limit = 32  # with and without gradient, for each model and kind of block
             for block in self.blocks():
@@ -180,10 +210,13 @@ class Policy(nn.Module):
             input_ids=pack.ids, position_ids=pack.positions, attention_mask=None, use_cache=False, pack=pack
         )[0][0].index_select(0, pack.at)
         size = max(1, self.chunk_logits // self.lm.config.vocab_size)
-        chunks = list(zip(hidden.split(size), pack.targets.split(size)))
-        run = lambda *x: checkpoint(self.head, *x, use_reentrant=False) if len(chunks) > 1 else self.head(*x)
-        logprobs, entropies = zip(*[run(x, y, entropy_grad) for x, y in chunks])
-        return torch.cat(logprobs), torch.cat(entropies)
+        if len(hidden) <= size:
+            return self.head(hidden, pack.targets, entropy_grad)
+        return Chunks.apply(self.head, size, pack.targets, entropy_grad, hidden, *self.head_parameters())
+
+    def head_parameters(self):
+        """The parameters that head() uses."""
+        return list(self.lm.get_output_embeddings().parameters())
 
     def head(self, hidden, targets, entropy_grad):
         """From the hidden states [N, hidden] that predict the tokens `targets` [N] to the two results of forward."""

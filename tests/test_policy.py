@@ -203,6 +203,35 @@ def test_chunked_logprobs_equal_unchunked(folders):
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
+def test_the_heads_gradient_is_summed_over_chunks_in_fp32(folders, monkeypatch):
+    """In bf16, 64 chunks of which each adds about as much as the others: a bf16 sum would lose the small parts of later
+    ones. Against the gradient in fp32 of the same bf16 weights, what is left is the error of single products."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(512, 32), torch.randint(0, 97, (512,))
+    policy = Policy(folders["llama"], "cpu", lr=1e-3)
+
+    def gradient(dtype, size):
+        weight = policy.lm.lm_head.weight
+        weight.data, weight.grad = weight.data.bfloat16().to(dtype), None
+        x = hidden.bfloat16().to(dtype).requires_grad_()
+        out = (policy_module.Chunks.apply(policy.head, size, targets, False, x, *policy.head_parameters())
+               if size else policy.head(x, targets, False))  # fmt: skip
+        (-out[0].float()).mean().backward()
+        return weight.grad.double(), x.grad.double()
+
+    exact, exact_x = gradient(torch.float32, 0)
+    chunked, chunked_x = gradient(torch.float32, 8)
+    assert (chunked - exact).norm() < 1e-6 * exact.norm() and (chunked_x - exact_x).norm() < 1e-6 * exact_x.norm()
+    ours, _ = gradient(torch.bfloat16, 8)
+    weight = policy.lm.lm_head.weight
+    naive = torch.zeros_like(weight)
+    for x, y in zip(hidden.bfloat16().split(8), targets.split(8)):
+        loss = -policy.head(x, y, False)[0].float().sum() / 512
+        naive += torch.autograd.grad(loss, weight)[0]  # as autograd adds up
+    error = lambda g: ((g.double() - exact).norm() / exact.norm()).item()
+    assert error(ours) < 0.6 * error(naive) and error(ours) < 5e-3
+
+
 # ------------------------------------------------------------------------------------------------ normalisation
 @pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
 def test_gradient_does_not_depend_on_the_micro_batches(folders, norm):
