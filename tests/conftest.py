@@ -27,10 +27,6 @@ PROMPTS = ["(7+5)*3-8", "2*3+4", "9-8+7-6+5", "(12-8+2)*3-9+5", "1+1"]
 
 
 # ------------------------------------------------------------------------------------------------ which tests, where
-def pytest_addoption(parser):
-    parser.addoption("--fork", metavar="'MINE.py [FLAGS]'", help="run what every algorithm has to pass on this script")
-
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "fork: what `pytest --fork MINE.py` runs on a script of your own")
     if config.option.fork:
