@@ -1,4 +1,4 @@
-"""The option of `pytest --fork mine.py`. It stands here because pytest reads this file before it knows what `mine.py` on
+"""The option of `pytest --fork mine.py`. It is here because pytest reads this file before it knows what `mine.py` on
 its command line means; everything else is in tests/conftest.py."""
 
 

@@ -320,8 +320,8 @@ def test_a_schedule_and_own_state_survive_a_resume(train, fork, tmp_path, monkey
     assert train(tmp_path / "two", *flags, "--steps", 4, "--resume", module=fork) == 0
     assert_same_run(tmp_path / "two", tmp_path / "one", 4)
     rows = metrics(tmp_path / "one")
-    assert [row["lr"] for row in rows] == [3e-4, 3e-4 / 2, 3e-4 / 3, 3e-4 / 4]
-    assert sorted({rate for one in used for rate in one}) == pytest.approx([3e-4 / step for step in (4, 3, 2, 1)])
+    assert [row["lr"] for row in rows] == [1e-4, 1e-4 / 2, 1e-4 / 3, 1e-4 / 4]
+    assert sorted({rate for one in used for rate in one}) == pytest.approx([1e-4 / step for step in (4, 3, 2, 1)])
     state, notes = (torch.load(tmp_path / f"two/step_000004/{name}.pt") for name in ("memory", "notes"))
     assert len(state["draws"]) == len(set(state["draws"])) == 4
     assert state["sum"].sum().item() == rows[-1]["remembered"]

@@ -78,6 +78,7 @@ def bench_with_vllm(folder):
     assert (trainer - rollouts.tokens.sampler).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @needs_vllm
 def test_an_engine_for_the_whole_vocabulary_of_random_weights_and_all_threads(tmp_path):
     apart(tmp_path, f"bench_with_vllm({str(tmp_path)!r})")
@@ -176,6 +177,7 @@ def copies(folder):
         torch.save(found, f"{folder}/found.pt")
 
 
+@pytest.mark.slow
 def test_copies_of_the_state_exchange_one_sum_of_gradients(tmp_path):
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
     apart(tmp_path, f"copies({str(tmp_path)!r})", *launcher)
@@ -234,6 +236,7 @@ def simulated_peak(folder, sizes, tokens, chunk):
     return config, tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
+@pytest.mark.slow
 def test_the_computed_memory_is_that_of_a_simulation(tmp_path):
     apart(tmp_path, f"simulate({str(tmp_path)!r})")
 

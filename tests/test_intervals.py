@@ -63,7 +63,7 @@ def test_the_truth_is_covered(cell, problems):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [1, 4, 16, 64])
+@pytest.mark.parametrize("samples", [1, 64])
 @pytest.mark.parametrize("problems", [30, 200])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_truth_is_covered_whatever_the_number_of_samples(cell, problems, samples):
