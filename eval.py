@@ -233,14 +233,12 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
             benches[label] = checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check)
         return benches
     saved = checked(read_responses, cfg.wrong)
-    first = {}  # {problem: its first wrong response}
-    for row in rows_of(saved):
-        if row["correct"] is False:
-            first.setdefault(row["problem_id"], row)
+    wrong = [row for row in rows_of(saved) if row["correct"] is False]
+    first = {row["problem_id"]: row for row in reversed(wrong)}  # of each problem the first one stays
     if not first:
         fail(f"{cfg.wrong}: no response in it is graded as wrong")
     problems = []
-    for row in list(first.values())[: cfg.limit or None]:
+    for _, row in sorted(first.items())[: cfg.limit or None]:
         beginning = row["after"] + row["response"] + cfg.reflect
         columns = row["source"] if cfg.check else dict(answer=row["gold"])  # a check may read all of them
         problems.append(columns | encode(row["problem"], cfg.template, tokenizer, beginning))
