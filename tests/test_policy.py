@@ -127,9 +127,10 @@ def varlen_of_torch_2_13(query, key, value, *args, enable_gqa=False, **how):
     return varlen_of_torch_2_11(query, key, value, *args, **how)
 
 
-@pytest.mark.parametrize("kernel", [varlen_of_torch_2_11, varlen_of_torch_2_13])
+@pytest.mark.parametrize("kernel, recompute", [
+    (varlen_of_torch_2_11, 1), (varlen_of_torch_2_13, 1), (varlen_of_torch_2_13, 2)])  # fmt: skip
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
-def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, kernel, monkeypatch):
+def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, kernel, recompute, monkeypatch):
     """What CUDA computes but for its kernel: a stand-in for that, a copy of the prompt for each response, and blocks
     that are computed again in the backward pass."""
     batch = some_batch()
@@ -146,10 +147,11 @@ def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, k
     monkeypatch.setattr(policy_module, "Pack", CudaPack)
     monkeypatch.setattr(packing.varlen, "varlen_attn", called := mock.create_autospec(kernel, side_effect=kernel))
     monkeypatch.setattr(packing, "GROUPED", packing.grouped_heads(kernel))
-    monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable())
+    how = dict(gradient_checkpointing_kwargs=dict(use_reentrant=False), every_n_layers=recompute)
+    monkeypatch.setattr(Policy, "place", lambda self, *args: self.lm.gradient_checkpointing_enable(**how))
     assert distance(gradients(folders[name], batch, 150), expected) < 1e-6
     micros = len(built) - 1  # the first pack is the probe's, which is not recomputed
-    assert called.call_count == 2 + 2 * 2 * micros > 6  # layers x (forward and recomputation) x micro-batches
+    assert called.call_count == 2 + (2 + 2 // recompute) * micros > 6  # of 2 layers, all or one computed twice
     assert built[0].ids.shape[1] == built[0].cu_seqlens[-1]
 
 
