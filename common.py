@@ -28,7 +28,8 @@ from transformers import logging
 
 import plot
 from core import checkpoint
-from core.config import MODELS, arg, bad_input, check_bounds, fail, find_check, find_model, parse  # noqa: F401
+from core.config import (MODELS, arg, bad_input, check_bounds, fail, find_check, find_model,  # noqa: F401
+                         longest_sequence, parse)  # fmt: skip
 from core.data import TEMPLATES, draw, load_data  # noqa: F401
 from core.evaluation import with_interval
 from core.policy import Policy
@@ -171,8 +172,6 @@ METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip
            "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
            "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
 TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
-
-
 UNUSABLE = OSError, SafetensorError, ValueError  # weights that are missing or not whole, a model that is not supported
 
 
@@ -198,13 +197,14 @@ class Run:
         self.synced = False
         self.metrics, self.evaluated = {}, None
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
-        context = getattr(config, "max_position_embeddings", math.inf)
-        if cfg.max_prompt_tokens + cfg.max_new_tokens > context:
-            fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
-                 f"context of {cfg.model}, {context} tokens; lower one of them")  # fmt: skip
         with bad_input():
             reward_names(cfg.reward)
             self.sampler_kind = choose_sampler(cfg)
+        longest = longest_sequence(config, self.device == "cuda" and self.sampler_kind is not TorchSampler)
+        if cfg.max_prompt_tokens + cfg.max_new_tokens > longest:
+            fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
+                 f"context of {cfg.model}, {longest} tokens; lower one of them")  # fmt: skip
+        with bad_input():
             graded = self.check is None
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded)

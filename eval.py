@@ -219,7 +219,8 @@ def open_model(cfg) -> tuple:
         policy = common.Policy(source, device, vocab=len(tokenizer))
     sampler = common.new_sampler(kind, policy, tokenizer)
     sampler.sync(policy)
-    about = describe(policy, sampler) | dict(context=getattr(config, "max_position_embeddings", math.inf))
+    windows = device == "cuda" and kind is not common.TorchSampler
+    about = describe(policy, sampler) | dict(context=common.longest_sequence(config, windows))
     return policy, sampler, tokenizer, about
 
 

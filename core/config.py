@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
+import math
 import sys
 from dataclasses import field, fields
 from pathlib import Path
@@ -83,6 +84,14 @@ def find_model(name: str, flag: str) -> tuple:
             fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, or give a local folder")
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {reason}; {hint}")
+
+
+def longest_sequence(config, windows: bool) -> float:
+    """Tokens that prompt and response may have together: the model's context; and where sliding windows of attention
+    are not computed (windows False), as on a CPU and by the torch sampler, no more than such a window."""
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    window = getattr(config, "sliding_window", None) or math.inf
+    return context if windows else min(context, window)
 
 
 # ------------------------------------------------------------------------------------------------ flags

@@ -92,3 +92,13 @@ def test_a_window_that_sequences_exceed_is_an_error(tmp_path):
     policy = Policy(folder, "cpu")
     with pytest.raises(ValueError, match="attention window 16"):
         policy.logprobs(Batch([np.arange(3, 12)], [np.arange(3, 12)]))
+
+
+def test_a_run_that_could_exceed_the_window_is_refused_at_once(tmp_path, tiny_path, tokenizer, train, capsys):
+    """Here it would be computed by plain torch, which knows no windows."""
+    config = dict(sliding_window=64, max_position_embeddings=2048, vocab_size=300)
+    make("mistral", tmp_path / "model", **config)
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags = ["--model", tmp_path / "model", "--template", "none", "--max_prompt_tokens", 30, "--max_new_tokens"]
+    assert train(tmp_path / "run", *flags, 35) == 2
+    assert "exceed the context" in (error := capsys.readouterr().err) and "64 tokens" in error
