@@ -227,6 +227,7 @@ def test_the_error_of_a_real_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_common_may_be_the_only_import_and_tells_what_to_lower_when_memory_runs_out():
     """It sets what has to be set before torch and transformers come, and brings them along."""
     script = ("import common, torch; cfg = common.parse(common.Config, 'doc', [])\n"

@@ -61,6 +61,7 @@ def two_processes(request, few, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.fork
 def test_two_processes_do_what_one_does(two_processes, three_steps, script):
     assert_near(two_processes(script), three_steps(script))
@@ -95,6 +96,7 @@ def test_something_is_learned_in_every_step(three_steps, script):
     assert max(row["ratio_max"] for row in two_updates) > 1.001  # the second update leaves ratio 1
 
 
+@pytest.mark.slow
 @grpo_alone
 def test_one_process_continues_what_two_processes_saved(train, few, two_processes, three_steps, tmp_path, script):
     out = tmp_path / "run"
@@ -105,6 +107,7 @@ def test_one_process_continues_what_two_processes_saved(train, few, two_processe
     assert_near(out, three_steps(script))
 
 
+@pytest.mark.slow
 @grpo_alone
 def test_chance_does_not_depend_on_two_processes(train, few, two_processes, tmp_path, script):
     assert train(tmp_path / "run", "--reward", "random:0.5", base=few(script), module=script.module) == 0

@@ -71,7 +71,8 @@ def test_an_exception_in_the_middle_of_a_step_ends_both(tmp_path, small):
     assert not list(tmp_path.glob("out/step_*"))
 
 
-@pytest.mark.parametrize("who", ["rank() == 1", pytest.param("True", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["rank() == 1", "True"])
 def test_bad_input_on_one_rank_and_on_both(tmp_path, who):
     status, text, seconds = torchrun(tmp_path, FAILS.format(who=who))
     assert status != 0 and seconds < 10

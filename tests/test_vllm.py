@@ -78,6 +78,7 @@ def test_without_the_sync_there_is_an_alarm(train_with_vllm, tmp_path, capsys, m
     assert capsys.readouterr().out.count("stale weights?") == 2
 
 
+@pytest.mark.slow
 @needs_vllm
 def test_a_run_continues(train_with_vllm, tmp_path):
     """From a checkpoint, its weights in the engine; not bit for bit, because sums depend on an engine's batches."""
