@@ -24,9 +24,13 @@ def start(*command, **variables):
 
 
 def output_of(*command, timeout=300, **variables) -> str:
-    """What a process prints, which has to succeed."""
-    process = start(*command, **variables)
-    text = process.communicate(timeout=timeout)[0]
+    """What a process prints, which has to succeed. Two starts of torchrun at the same time can pick the same free port:
+    only then it is started once more."""
+    for _ in range(2):
+        process = start(*command, **variables)
+        text = process.communicate(timeout=timeout)[0]
+        if process.returncode == 0 or "EADDRINUSE" not in text:
+            break
     assert process.returncode == 0, text[-5000:]
     return text
 
