@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib.util
 import math
 import sys
@@ -150,8 +151,9 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
     return cfg
 
 
+@functools.cache
 def find_check(file: str):
-    """The function check(response, problem) -> score of a Python file; None for ""."""
+    """The function check(response, problem) -> score of a Python file, which is run once; None for ""."""
     if not file:
         return None
     try:

@@ -130,10 +130,13 @@ def grouped_heads(kernel) -> dict:
 GROUPED = grouped_heads(varlen.varlen_attn)
 
 
-def refuse_attention(softcap=None, s_aux=None):
-    """Raises ValueError for a model whose attention does more than softmax(q k) v."""
+def refuse_attention(softcap, s_aux, tokens: int, window):
+    """Raises ValueError for a model whose attention does more than softmax(q k) v, and for sequences with more tokens
+    than its sliding window (tokens 0: windows are computed)."""
     if softcap is not None or s_aux is not None:
         raise ValueError(f"its attention has {'sinks' if softcap is None else 'soft caps'}, which is not supported")
+    if window and tokens > window:
+        raise ValueError(f"sequences of {tokens} tokens exceed this model's attention window {window}")
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None,
@@ -141,15 +144,13 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
     """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
     sliding_window: a token sees this many tokens, itself included (None: all before it). Registered with transformers,
     which calls it in every layer. Raises ValueError for what it can't compute."""
-    refuse_attention(softcap, s_aux)
+    refuse_attention(softcap, s_aux, pack.max_length if pack.rectangles else 0, sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     if pack.rectangles is None:
         cu, longest = pack.cu_seqlens, pack.max_length
         window = (sliding_window - 1 if sliding_window else -1, 0)
         grouped = GROUPED if q.shape[1] != k.shape[1] else {}
         out = varlen.varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, **grouped)
-    elif sliding_window and pack.max_length > sliding_window:
-        raise ValueError(f"sequences of {pack.max_length} tokens exceed this model's attention window {sliding_window}")
     else:
         out = padded_attention(q, k, v, scaling, pack.rectangles).unflatten(1, (-1, q.shape[2]))
     return out[None], None

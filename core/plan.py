@@ -9,6 +9,8 @@ import math
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from core.policy import CHUNK
+
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
          "vocab_size", "tie_word_embeddings")  # fmt: skip
 ARCHS = {
@@ -20,7 +22,6 @@ ARCHS = {
     "14b": (5120, 48, 40, 8, 13824, 152064, False),
     "32b": (5120, 64, 40, 8, 27648, 152064, False),
 }
-CHUNK = 2**27  # logits that exist at a time, in elements
 
 
 def architecture(name: str):
@@ -50,15 +51,15 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
     whole, ends, table = count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     kept = layers - math.ceil(layers / recompute) if recompute else layers - 1  # blocks that keep their activations
+    own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
+    stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
     parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,
                  gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
-                 activations=tokens * (2 * layers * hidden + (1 + kept) * (24 * hidden + 12 * mlp)),
-                 logits=18 * min(chunk, tokens * config.vocab_size))  # fmt: skip
+                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))  # fmt: skip
     if offload:  # gradients stay where they arise until the update's last micro-batch, if each GPU has all of them
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
     sums = 4 * table if tokens * config.vocab_size > chunk else 0  # in fp32, of the chunks' gradients of the head
-    stored = tokens * (2 * layers * hidden + kept * (24 * hidden + 12 * mlp))
     in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
     at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
     peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)

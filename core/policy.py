@@ -56,6 +56,9 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
 
 
 # ------------------------------------------------------------------------------------------------ the policy
+CHUNK = 2**27  # logits that exist at a time on a GPU, in elements
+
+
 def logits_of(lm, hidden):
     """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
     Granite divides, Cohere multiplies, Gemma 2 caps."""
@@ -119,7 +122,7 @@ class Policy(nn.Module):
         full = self.state_dict()
         self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
         self.device = torch.device(device)
-        self.chunk_logits = 2**27 if self.device.type == "cuda" else 2**24  # logits that exist at a time, in elements
+        self.chunk_logits = CHUNK if self.device.type == "cuda" else 2**24
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.sharded = dist.is_initialized()
         self.requires_grad_(lr is not None).train(lr is not None)

@@ -55,10 +55,8 @@ def cached_attention(module, query, key, value, attention_mask, scaling=None, ca
     query [R, heads, new, D]; key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. The cache has
     each layer's [keys, values] by its index; "end", the tokens in them so far; "mask", what new tokens may see.
     Raises ValueError for what it can't compute."""
-    refuse_attention(softcap, s_aux)
     start, end = cache["end"], cache["end"] + key.shape[2]
-    if sliding_window and end > sliding_window:
-        raise ValueError(f"sequences of {end} tokens exceed this model's attention window {sliding_window}")
+    refuse_attention(softcap, s_aux, end, sliding_window)
     if module.layer_idx in cache:
         keys, values = cache[module.layer_idx]
         keys[:, :, start:end], values[:, :, start:end] = key, value
