@@ -40,6 +40,8 @@ DATA = {
     "tiny": (None, None, "train"),
     "tiny-test": (None, None, "test"),
     "tiny-hard": (None, None, "hard"),
+    "tiny-wide": (None, None, "wide"),
+    "tiny-wide-test": (None, None, "wide-test"),
     # for training
     "numina-math": ("ScaleML-RLHF/numina_math", None, "train"),
     "math": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
@@ -55,7 +57,7 @@ DATA = {
     "aime25": ("yentinglin/aime_2025", None, "train"),
     "amc23": ("knoveleng/AMC-23", None, "train"),
 }
-BUILT_IN = dict(train=10_000, test=1_000, hard=1_000)  # problems of each split of the built-in world
+BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide-test": 1_000}  # problems of a split
 
 
 def render(problem: str, template: str, tokenizer) -> str:

@@ -1,0 +1,296 @@
+"""The lab's report: verdicts on claims, and docs/lab.md with its figures, from the file of results and nothing else."""
+
+import inspect
+import math
+from pathlib import Path
+
+import numpy as np
+
+import plot
+from core.evaluation import crossing, holm, pass_at_k, verdict
+from core.experiments import by_chance, gain, grades, last, scatter
+
+PAPERS = {  # title, arXiv, what it says
+    "minimalist": ("A minimalist approach to LLM reasoning", "2504.11343", "Training on right answers alone (RAFT) is "
+                   "nearly as good as GRPO, above all with ratio and clip (RAFT++). What GRPO gains over Reinforce comes "
+                   "from dropping prompts whose answers are all wrong, not from its normalisation. Dropping all-right "
+                   "ones as well gives Reinforce-Rej."),
+    "sober": ("A sober look at progress in language model reasoning", "2504.07086", "With small benchmarks and few seeds "
+              "results are a matter of luck; templates and length limits move them; wrong answers are longer."),
+    "spurious": ("Spurious rewards", "2506.10947", "Random or wrong rewards can make a model better, if they send it back "
+                 "to a strategy that it was good at; clipping is what gives noise that direction."),
+    "limit": ("Does RL really incentivize reasoning beyond the base model?", "2504.13837", "RL makes the first sample "
+              "better. What it solves within many samples the base solved already, and some of that is lost."),
+    "behaviors": ("Cognitive behaviors that enable self-improving reasoners", "2503.01307", "A base that verifies and "
+                  "backtracks gains more from RL; whether the examples that taught it so were right matters little."),
+    "reflection": ("Rethinking reflection in pre-training", "2504.04022", "A model can correct a wrong solution when it "
+                   "is told to wait, and learns this during pretraining."),
+    "others": ("Dr. GRPO, one-shot RLVR, TTRL", "2503.20783, 2504.20571, 2504.16084", "How the loss is normalised "
+               "decides how long wrong answers get; one example, or votes in place of labels, are enough to learn."),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ judgement
+def region(criterion: str) -> tuple[float, float]:
+    """Where a mean has to lie: "> 0" is 0 to infinity, "within 0.1" -0.1 to 0.1."""
+    word, border = criterion.split()
+    border = float(border)
+    return {">": (border, math.inf), "<": (-math.inf, border), "within": (-border, border)}[word]
+
+
+def needs(claim) -> list[str]:
+    """The settings whose runs a claim is judged by."""
+    names = [name for _, _, measure in claim.parts for name in inspect.signature(measure).parameters]
+    return list(dict.fromkeys(name for name in names if name != "seed"))
+
+
+def judge(claim, results: dict, seeds: list[int]) -> dict:
+    """The verdict on a claim and on its parts, by the seeds for which all records are there. All parts have to hold;
+    p is that of the part which decides: the least certain one, or if the claim fails, the surest failure."""
+    parts = []
+    for label, criterion, measure in claim.parts:
+        low, high = region(criterion)
+        names = list(inspect.signature(measure).parameters)
+        if names:
+            there = [seed for seed in seeds if all(f"{name}/{seed}" in results for name in names if name != "seed")]
+            inputs = [{x: seed if x == "seed" else results[f"{x}/{seed}"] for x in names} for seed in there]
+            found = verdict([measure(**records) for records in inputs], low, high) if there else dict(verdict="not run")
+        else:
+            value = measure()
+            found = dict(mean=value, n="computed", verdict="holds" if low < value < high else "fails")
+        parts.append(dict(label=label, criterion=criterion) | found)
+    verdicts = [part["verdict"] for part in parts]
+    decided = next((word for word in ("fails", "not run", "undecided") if word in verdicts), "holds")
+    ps = [part["p"] for part in parts if "p" in part and (decided != "fails" or part["verdict"] == "fails")]
+    p = (min if decided == "fails" else max)(ps) if ps and decided != "not run" else None
+    return dict(parts=parts, verdict=decided, p=p)
+
+
+def judge_all(claims, results: dict, seeds: list[int]) -> dict[int, dict]:
+    """{number of a claim: its verdict}, with Holm's adjustment over the claims that were sampled."""
+    found = {claim.number: judge(claim, results, seeds) for claim in claims}
+    sampled = [one for one in found.values() if one["p"] is not None]
+    for one, p in zip(sampled, holm([one["p"] for one in sampled])):
+        one["holm"] = p
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ figures
+ALGORITHMS = dict(raft="RAFT", raft_pp="RAFT++", rej="Reinforce-Rej", grpo="GRPO", ppo="PPO", dpo="iterative DPO")
+VARIANTS = dict(reinforce="Reinforce", mean_zero="+ mean zero", remove_correct="+ remove all correct",
+                remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")  # fmt: skip
+CLIPPING = dict(random_good="8 updates, clip", no_clip="8 updates, no clip", one_update="one update",
+                small_rollout="one update, small rollout")  # fmt: skip
+REWARDS = dict(true="truth", vote="votes", incorrect="wrong labels", format="format", random="random")
+SEARCH = dict(search_right="search, right", search_wrong="search, wrong", search_direct="direct", search_dots="dots")
+KS = [2**i for i in range(9)]
+
+
+def curve(runs, names: dict[str, str], metric: str, x="") -> dict:
+    """{label: (steps or another metric, values [seeds, steps])} of the settings {name: label} that have runs."""
+    lines = {}
+    for name, label in names.items():
+        if seeds := [run["curves"] for run in runs(name) if metric in run["curves"]]:
+            values = [plot.moving_average(np.array(run[metric], dtype=float), 5) for run in seeds]
+            across = [plot.moving_average(np.array(run[x], dtype=float), 5) for run in seeds] if x else None
+            lines[label] = across or range(1, len(values[0]) + 1), values
+    return lines
+
+
+def training(runs, names: dict[str, str], *metrics: str) -> list[tuple]:
+    """Panels of training curves, one per metric."""
+    units = dict(accuracy="share of responses", entropy="nats per token", kl="nats per token")
+    titles = dict(accuracy="training accuracy", entropy="entropy", kl="KL to the initial policy")
+    return [(plot.draw_seeds, curve(runs, names, m), titles[m], "training step", units[m]) for m in metrics]
+
+
+def methods(runs):
+    return training(runs, ALGORITHMS, "accuracy", "entropy", "kl")
+
+
+def variants(runs):
+    return training(runs, VARIANTS, "accuracy", "entropy", "kl")
+
+
+def reward_against_kl(runs):
+    names = {name: ALGORITHMS[name] for name in ("rej", "grpo", "raft_pp")} | dict(mean_zero="Reinforce + mean zero")
+    return [(plot.draw_seeds, curve(runs, names, "accuracy", "kl"), "accuracy at a KL, means over seeds",
+             "KL to the initial policy, nats per token", "training accuracy")]  # fmt: skip
+
+
+def passes(runs):
+    names = dict(base_256="base", third_256="GRPO, a third", two_thirds_256="two thirds", grpo_256="end",
+                 distilled_256="distilled")  # fmt: skip
+    curves = {label: [pass_at_k(grades(run).sum(1), run["samples"]).mean(0) for run in runs(name)]
+              for name, label in names.items()}  # fmt: skip
+    lines = {label: (KS, [values[np.array(KS) - 1] for values in seeds]) for label, seeds in curves.items() if seeds}
+    if not {"base", "end"} <= lines.keys():
+        return []
+    k = crossing(np.mean(curves["base"], 0), np.mean(curves["end"], 0))
+    title = f"base and GRPO cross at k = {k}" if k else "base and GRPO do not cross"
+    return [(plot.draw_powers, lines, title, "k (log axis)", "pass@k, share of problems")]
+
+
+def spurious(runs):
+    groups = {base: {reward: [gain(run) for run in runs(f"{name}_{key}")] for name, reward in REWARDS.items()}
+              for key, base in (("good", "python the better style"), ("bad", "python the worse style"))}
+    return [(plot.draw_groups, groups, "gain by what is rewarded", "", "accuracy, after - before")]
+
+
+def clipping(runs):
+    panels = training(runs, CLIPPING, "accuracy", "entropy")
+    groups = {label: {"python": [gain(run, "python") for run in runs(name)]} for name, label in CLIPPING.items()}
+    return [*panels, (plot.draw_groups, groups, "share of the python style", "", "after - before")]
+
+
+def luck(runs):
+    right = [grades(run) for run in runs("base_256")]
+    sizes, seeds = [4, 8, 16, 32, 64], range(1, 11)
+    found = {"observed": (sizes, [[scatter(run, m) for m in sizes] for run in runs("base_256")]),
+             "by chance": (sizes, [[by_chance(run, m) for m in sizes] for run in runs("base_256")])}
+    widths = {f"{m} problems": (seeds, [[3.92 * one[:m].mean(0).std(ddof=1) / math.sqrt(k) for k in seeds]
+                                        for one in right]) for m in (8, 30, 64)}  # fmt: skip
+    return [(plot.draw_powers, found, "scatter of a seed's accuracy", "problems (log axis)", "standard deviation"),
+            (plot.draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
+
+
+def lengths(runs):
+    names = dict(base_256="base", grpo_256="after GRPO")
+    groups = {label: {word: [run[f"length_{word}"] for run in runs(name)] for word in ("right", "wrong")}
+              for name, label in names.items()}  # fmt: skip
+    ends = dict(grpo="all tokens", sequence="own length", constant="constant")
+    more = {label: {word: [last(run, f"length_{word}") for run in runs(name)] for word in ("right", "wrong")}
+            for name, label in ends.items()}  # fmt: skip
+    return [(plot.draw_groups, groups, "length by result", "", "tokens, responses not cut off"),
+            (plot.draw_groups, more, "after GRPO, by what the loss is divided by", "", "tokens")]
+
+
+def flows(runs):
+    groups = {reward: {cell: [run["transitions"][cell]["contribution"] for run in runs(f"{name}_good")]
+                       for cell in ("python to python", "python to words", "words to python", "words to words")}
+              for name, reward in REWARDS.items() if name in ("true", "vote", "format")}  # fmt: skip
+    return [(plot.draw_groups, groups, "who contributes to the gain", "reward", "share of the gain in accuracy")]
+
+
+def search(runs):
+    groups = {label: {"before RL": [run["evals"][0]["accuracy"] for run in runs(name)],
+                      "after RL": [last(run) for run in runs(name)]} for name, label in SEARCH.items()}  # fmt: skip
+    return [(plot.draw_seeds, curve(runs, SEARCH, "accuracy"), "miniature Countdown", "training step", "accuracy"),
+            (plot.draw_groups, groups, "on test problems", "primed with", "accuracy")]
+
+
+def waiting(runs):
+    moments = dict(early=75, middle=150, late=300)
+    lines = {}
+    for kind, label in (("none", "nothing said"), ("wait", "told to wait")):
+        if seeds := list(zip(*[[run["accuracy"] for run in runs(f"{moment}_{kind}")] for moment in moments])):
+            lines[label] = list(moments.values()), seeds
+    return [(plot.draw_seeds, lines, "after a wrong step", "pretraining steps", "share solved in the end")]
+
+
+FIGURES = [  # name, paper, what draws it, caption
+    ("methods", "minimalist", methods, "The algorithms on the same problems, moving average of 5 steps; iterative DPO "
+     "has few long iterations in place of steps"),
+    ("variants", "minimalist", variants, "Reinforce and its variants, moving average of 5 steps"),
+    ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy"),
+    ("luck", "sober", luck, "Chance in an evaluation of the base: 256 samples of each problem stand for 256 seeds"),
+    ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
+    ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one and for "
+     "one where it is the worse"),
+    ("clipping", "spurious", clipping, "Random rewards, with and without clip and off-policy updates"),
+    ("flows", "spurious", flows, "Strategy before and after: contributions to the gain"),
+    ("passes", "limit", passes, "pass@k of the base, of GRPO at three moments, and of distillation"),
+    ("search", "behaviors", search, "RL after priming with search traces that end right or wrong, with direct answers, "
+     "and with dots"),
+    ("waiting", "reflection", waiting, "A solution that has gone wrong is continued, with and without ` wait`"),
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the page
+TENSION = """**A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts, and finds
+that subtracting the mean (+ mean zero) raises the KL without a gain. Yet subtracting the mean gives all-right and
+all-wrong prompts an advantage of exactly 0, so it silences both; with 4 responses and rewards of -1 and 1 its
+advantages (1.5 and -0.5 with one right, 1 and -1 with two) differ from GRPO's by a factor of at most 1.155. A method
+that is GRPO up to that factor can't do badly for a reason that lies in the advantages. What is left: one seed per
+curve; the learning rate, since larger advantages are larger steps where the optimizer does not undo it; the KL and
+entropy terms of the released code, which are not in the paper's formulas; the normalisation, since that code counts
+silenced responses in its mean over tokens and dropped ones may not be; code for the variants was not released. The
+figure of the variants and claims 6 to 9 show what happens here, where nothing but the advantage differs."""
+
+
+def seed_range(seeds: list[int]) -> str:
+    """Consecutive seeds in words."""
+    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+
+
+def open_page(found: dict, results: dict, seeds: list[int]) -> str:
+    """The first paragraphs: what this page is, how verdicts are made, how many there are of which kind."""
+    verdicts = [one["verdict"] for one in found.values()]
+    words = [word for word in ("holds", "fails", "undecided", "not run") if word in verdicts]
+    counts = ", ".join(f"{verdicts.count(word)} {word}" for word in words)
+    own = [record for key, record in results.items() if int(key.split("/")[1]) in seeds]
+    hours = sum(record["seconds"] for record in own) / 3600
+    return f"""# The lab: do the papers' claims hold on a laptop?
+
+Written by `python lab.py --report` from the file of results beside it; change lab.py or core/report.py, not this page.
+`python lab.py 17 --results out/mine.json` repeats claim 17 from nothing, `python lab.py all` the rest.
+
+Of {len(found)} claims: {counts}. {len(own)} runs, {hours:.1f} hours of one process each, two at a time on two cores.
+Seeds {seed_range(seeds)}.
+
+The seed is the unit: differences are taken between runs of the same seed, and the interval is the 95 % one of
+Student's t over seeds. A part **holds** if its interval lies where the criterion says, **fails** if it lies elsewhere,
+and is **undecided** otherwise; then "shows" is the distance from the border that this many seeds would have shown with
+a chance of 80 %. A claim holds if all of its parts hold and fails if one fails. Equivalence ("within") is judged by the
+same interval, so by two one-sided tests at 2.5 %. The last column is the p-value of the part that decides, adjusted by
+Holm's method over all sampled claims; `computed` claims need no samples. Five seeds show a difference of two standard
+errors in a third of the cases, and one of 3.7 in four of five: `undecided` is not `no`. All models have 0.7 million
+parameters and all problems are nested sums, so a verdict says whether a claim carries over to this world, not whether
+it is true in the paper's. Settings were tuned on seeds from 100 up; the criteria stood before seeds 0 to 4 were run."""
+
+
+def value(part: dict) -> str:
+    """A part's measured mean and its interval, in few digits."""
+    if "mean" not in part:
+        return "not run"
+    digits = lambda x: f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
+    interval = part.get("interval")
+    return digits(part["mean"]) + (f" [{digits(interval[0])}, {digits(interval[1])}]" if interval else "")
+
+
+def claim_rows(claim, one: dict) -> list[str]:
+    """The rows of a claim in the table of its paper: the claim, then its parts."""
+    holm_p = f"{one['holm']:.3f}" if "holm" in one else "-"
+    rows = [f"| {claim.number} | **{claim.text}** ({claim.source}) | | | **{one['verdict']}** | {holm_p} |"]
+    for part in one["parts"]:
+        short = f", shows {part['detectable']:.3f}" if part["verdict"] == "undecided" and part["n"] > 1 else ""
+        rows.append(f"| | {part['label']} {part['criterion']} | {value(part)}{short} | {part.get('n', 0)} | "
+                    f"{part['verdict']} | |")  # fmt: skip
+    return rows
+
+
+def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
+    """Write the report beside the file of results: FILE.md and FILE-NAME.png."""
+    runs = lambda name: [results[f"{name}/{seed}"] for seed in seeds if f"{name}/{seed}" in results]
+    pages = [open_page(found, results, seeds)]
+    for number, (paper, (title, arxiv, says)) in enumerate(PAPERS.items(), 1):
+        own = [claim for claim in claims if claim.paper == paper]
+        counts = {word: sum(found[claim.number]["verdict"] == word for claim in own)
+                  for word in ("holds", "fails", "undecided", "not run")}  # fmt: skip
+        seen = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        rows = ["| # | claim, and what has to hold | measured, 95 % interval | n | verdict | p, Holm |",
+                "|---|---|---|---|---|---|"]  # fmt: skip
+        rows += [row for claim in own for row in claim_rows(claim, found[claim.number])]
+        here = [f"- {claim.number}: {claim.differs}." for claim in own if claim.differs]
+        pages += [f"## {number}. {title} ({arxiv})", f"It says: {says} Here: {seen}.", "\n".join(rows)]
+        pages += ["How these experiments differ from the paper's:\n\n" + "\n".join(here)] if here else []
+        pages += [TENSION] if paper == "minimalist" else []
+        for name, of, panels, caption in FIGURES:
+            drawn = [panel for panel in panels(runs) if panel[1]] if of == paper else []
+            if drawn:
+                picture = file.with_name(f"{file.stem}-{name}.png")
+                plot.draw_panels(drawn, picture)
+                pages += [f"![{caption}]({picture.name})", f"*{caption}. Seeds: {seed_range(seeds)}; bands are one "
+                          "standard deviation over seeds, dots are seeds.*"]  # fmt: skip
+    file.with_suffix(".md").write_text("\n\n".join(pages) + "\n")
+    print(f"report: {file.with_suffix('.md')}")

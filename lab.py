@@ -1,0 +1,392 @@
+"""The lab: claims of six papers about RLVR, each an experiment that you can repeat on a laptop, with a verdict.
+
+    python lab.py                        list the claims, with the last verdicts
+    python lab.py 17 25                  run what these claims need, and judge them
+    python lab.py all                    everything: about 2 hours on two cores
+    python lab.py --report               write docs/lab.md and its figures from docs/lab.json, without running anything
+    python lab.py 1 3 --model qwen2.5-math-1.5b --data numina-math --steps 150 --launcher "torchrun --nproc-per-node 8"
+
+The two tables below are the heart. SETTINGS: the command lines of our own scripts. CLAIMS: what a paper says, the
+quantity that tells, one number per seed, and where its mean has to lie for the claim to hold. Verdicts come from 95 %
+intervals over seeds: `holds` if the interval lies where the claim says, `fails` if it lies elsewhere, else `undecided`
+(core.evaluation.verdict). Criteria and settings were fixed before the seeds of the report were run.
+"""
+
+import argparse
+import math
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import common  # before torch
+import numpy as np
+import torch
+
+import grpo
+import reinforce_rej
+from core import report
+from core.config import ROOT, fail
+from core.experiments import (Experiments, accuracy, at, by_chance, gain, last, loss_by_format, mean, only, passed,
+                              scatter, scatter_of_means, slope, to_python)  # fmt: skip
+from core.rollout import token_weights
+
+# ============================================================================================== the two tables
+# Words in capitals stand for flags that depend on the model, see flags(): WIDE trains on problems of which the base
+# solves a quarter, some never; PLAIN on those of which it solves half. Both make 8 updates per rollout, so that the
+# policy moves away from the one that sampled, and ratio and clip matter.
+SETTINGS = {
+    # the algorithms, on WIDE
+    "raft": "raft.py WIDE",
+    "raft_pp": "raft_pp.py WIDE",
+    "no_clip": "raft_pp.py WIDE --clip false",
+    "clip_higher": "raft_pp.py WIDE --clip_high 0.28",
+    "grpo": "grpo.py WIDE --save_every THIRD",
+    "sequence": "grpo.py WIDE --loss_norm sequence",
+    "constant": "grpo.py WIDE --loss_norm constant",
+    "grpo_kl": "grpo.py WIDE --kl_coef 0.001",
+    "reinforce": "reinforce_rej.py WIDE --reject none",
+    "mean_zero": "reinforce_rej.py WIDE --reject none --baseline group",
+    "remove_correct": "reinforce_rej.py WIDE --reject correct",
+    "remove_wrong": "reinforce_rej.py WIDE --reject wrong",
+    "rej": "reinforce_rej.py WIDE",
+    "rej_std": "reinforce_rej.py WIDE --normalize group",
+    "rloo": "reinforce_rej.py WIDE --reject none --baseline leave_one_out",
+    "reinforce_pp": "reinforce_rej.py WIDE --reject none --baseline batch --normalize batch",
+    "ppo": "ppo.py WIDE",
+    "dpo": "iterative_dpo.py WIDE --steps 10 --prompts_per_step 128 --lr 3e-5",
+    # evaluations with 256 samples per problem, and what builds on them
+    "base_256": "eval.py AT256 --model BASE",
+    "third_256": "eval.py AT256 --model {grpo}/STEP1",
+    "two_thirds_256": "eval.py AT256 --model {grpo}/STEP2",
+    "grpo_256": "eval.py AT256 --model {grpo}/final",
+    "kl_256": "eval.py AT256 --model {grpo_kl}/final",
+    "under_base": "eval.py --compare {base_256} {grpo_256} --perplexity",
+    "under_grpo": "eval.py --compare {grpo_256} {base_256} --perplexity",
+    "teacher": "core/worlds.py teacher",
+    "distilled": "raft.py WIDE --teacher {teacher#0}/final",
+    "distilled_256": "eval.py AT256 --model {distilled}/final",
+    # evaluations of the base in other conditions
+    "base_chat": "eval.py AT4 --model BASE",
+    "no_template": "eval.py AT4 --model BASE --template none",
+    "half": "eval.py AT4 --model BASE --max_new_tokens HALF",
+    "quarter": "eval.py AT4 --model BASE --max_new_tokens QUARTER",
+    # spurious rewards, on PLAIN: the base whose python style is the better one, and the one where it is the worse
+    "true_good": "grpo.py PLAIN",
+    "vote_good": "grpo.py PLAIN --reward majority_fixed VOTES",
+    "incorrect_good": "grpo.py PLAIN --reward incorrect VOTES",
+    "format_good": "grpo.py PLAIN --reward format",
+    "random_good": "grpo.py PLAIN --reward random:0.5",
+    "random_no_clip": "grpo.py PLAIN --reward random:0.5 --clip false",
+    "one_update": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1",
+    "small_rollout": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1 --prompts_per_step EIGHTH",
+    "true_bad": "grpo.py PLAIN --model tiny-badcode",
+    "vote_bad": "grpo.py PLAIN --model tiny-badcode --reward majority_fixed VOTES",
+    "incorrect_bad": "grpo.py PLAIN --model tiny-badcode --reward incorrect VOTES",
+    "format_bad": "grpo.py PLAIN --model tiny-badcode --reward format",
+    "random_bad": "grpo.py PLAIN --model tiny-badcode --reward random:0.5",
+    "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
+    "one_example": "grpo.py PLAIN --limit 1",
+    # priming, then RL on a miniature Countdown; a base at several moments of its pretraining
+    "countdown": "core/worlds.py countdown",
+    "primed_right": "core/worlds.py prime-right",
+    "primed_wrong": "core/worlds.py prime-wrong",
+    "primed_direct": "core/worlds.py prime-direct",
+    "primed_dots": "core/worlds.py prime-dots",
+    "search_right": "grpo.py COUNTDOWN --model {primed_right}/final",
+    "search_wrong": "grpo.py COUNTDOWN --model {primed_wrong}/final",
+    "search_direct": "grpo.py COUNTDOWN --model {primed_direct}/final",
+    "search_dots": "grpo.py COUNTDOWN --model {primed_dots}/final",
+    "checkpoints": "core/worlds.py checkpoints",
+    "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
+    "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
+    "middle_none": "eval.py REFLECT --model {checkpoints}/final/step_150",
+    "middle_wait": "eval.py REFLECT --model {checkpoints}/final/step_150 --reflect ' wait'",
+    "late_none": "eval.py REFLECT --model {checkpoints}/final/step_300",
+    "late_wait": "eval.py REFLECT --model {checkpoints}/final/step_300 --reflect ' wait'",
+}
+
+
+def flags(model: str, data: str, steps: int) -> dict[str, str]:
+    """What the words in capitals stand for."""
+    steps = steps or (39 if model == "tiny" else 300)
+    world = f"--model {model} --steps {steps} --updates_per_step 8 --reference true"
+    words = dict(BASE=model, THIRD=steps // 3, STEP1=f"step_{steps // 3:06d}", STEP2=f"step_{steps // 3 * 2:06d}")
+    if model != "tiny":
+        both = f"{world} --data {data}"
+        return words | dict(WIDE=both, PLAIN=both, AT256="--samples 256 --seeds 1", AT4="--samples 4 --seeds 1",
+                            HALF="1536", QUARTER="768", EIGHTH="128", TEST="math500", VOTES="")
+    world += " --prompts_per_step 32 --samples_per_prompt 4 --eval_every 100 --eval_problems 400"
+    return words | dict(
+        WIDE=f"{world} --data tiny-wide --eval_data tiny-wide-test --max_new_tokens 80 --lr 1e-4",
+        PLAIN=f"{world} --lr 3e-5", AT256="--bench tiny-wide --limit 64 --samples 256 --seeds 1 --max_new_tokens 80",
+        AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20", EIGHTH="4", TEST="tiny-test",
+        VOTES="--votes 16 --limit 320",
+        COUNTDOWN=f"{world} --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
+        "--check core/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4",
+        REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 4 --seeds 1 --max_new_tokens 64")
+
+
+# ================================================================================================ what is claimed
+class Claim(NamedTuple):
+    """A claim, and the parts that must all hold. A part is (what is measured, where its mean has to lie, the function
+    that measures it in one seed: its parameters are the settings whose records it gets, or `seed`)."""
+
+    number: int
+    paper: str
+    source: str
+    text: str
+    parts: list[tuple[str, str, Callable]]
+    differs: str = ""  # from the paper's experiment, besides model, problems and size
+
+
+def weight_on_wrong(reward: float) -> float:
+    """The largest gradient on a token of a wrong response in Reinforce-Rej, if its reward is this (right ones: 1)."""
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    cfg, new = reinforce_rej.Config(), torch.zeros(2, 4, requires_grad=True)
+    adv = torch.where(rewards > 0, 1, reward)
+    common.clipped_loss(new, torch.zeros(2, 4), adv, cfg)[reinforce_rej.advantages(rewards, cfg)[1]].sum().backward()
+    return new.grad[rewards == 0].abs().max().item()
+
+
+def weight_ratio(norm: str) -> float:
+    """The weight of a token in a response of 10 tokens, over that of a token in one of 40, under this loss_norm."""
+    weights = token_weights([10, 40], norm, 64)
+    return float(weights[0] / weights[-1])
+
+
+def silence() -> float:
+    """The largest advantage of GRPO when no response is rewarded."""
+    return grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item()
+
+
+def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
+    """How random rewards move a policy that is no longer the one that sampled (a softmax over 8 tokens, responses of
+    one token): the mean step of GRPO along the way back, in its standard errors over groups (arXiv 2506.10947)."""
+    generator = torch.Generator().manual_seed(seed)
+    old = torch.randn(8, generator=generator)
+    way_back = 0.5 * torch.randn(8, generator=generator)
+    new = old - way_back
+    tokens = torch.multinomial(old.softmax(0), groups * n, replacement=True, generator=generator).view(groups, n)
+    rewards = torch.randint(0, 2, tokens.shape, generator=generator).float()
+    adv, _ = grpo.advantages(rewards, grpo.Config())
+    logprobs = new.log_softmax(0)[tokens].requires_grad_()
+    common.clipped_loss(logprobs, old.log_softmax(0)[tokens], adv, grpo.Config(clip=clip)).sum().backward()
+    along = way_back[tokens] - (new.softmax(0) * way_back).sum()  # how a token's logprob changes on that way
+    steps = -(logprobs.grad * along).sum(1)
+    return (steps.mean() / steps.std() * math.sqrt(groups)).item()
+
+
+CLAIMS = [
+    Claim(1, "minimalist", "table 1", "RAFT++ is at least as good as RAFT", [
+        ("final accuracy, RAFT++ - RAFT", "> 0", lambda raft_pp, raft: last(raft_pp) - last(raft))],
+        "the paper says 'at least'; a difference of zero would stay undecided here"),
+    Claim(2, "minimalist", "figure 2", "without the clip RAFT++ is worse, even than RAFT", [
+        ("final accuracy, RAFT++ - without clip", "> 0", lambda raft_pp, no_clip: last(raft_pp) - last(no_clip)),
+        ("final accuracy, RAFT - RAFT++ without clip", "> 0", lambda raft, no_clip: last(raft) - last(no_clip))],
+        "the clip binds on about one token in a thousand"),
+    Claim(3, "minimalist", "figures 1, 3", "RAFT++ learns faster early, its entropy collapses, GRPO passes it late", [
+        ("training accuracy, first third, RAFT++ - GRPO", "> 0",
+         lambda raft_pp, grpo: mean(raft_pp, "accuracy", 0, 1 / 3) - mean(grpo, "accuracy", 0, 1 / 3)),
+        ("entropy after the first third, RAFT++ - GRPO", "< 0",
+         lambda raft_pp, grpo: mean(raft_pp, "entropy", 1 / 3) - mean(grpo, "entropy", 1 / 3)),
+        ("final accuracy, GRPO - RAFT++", "> 0", lambda grpo, raft_pp: last(grpo) - last(raft_pp))],
+        "39 steps, not 250"),
+    Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
+        ("KL, first third, RAFT++ - GRPO", "> 0",
+         lambda raft_pp, grpo: mean(raft_pp, "kl", 0, 1 / 3) - mean(grpo, "kl", 0, 1 / 3))]),
+    Claim(5, "minimalist", "figure 2", "clip-higher keeps RAFT++'s entropy up and costs no reward", [
+        ("entropy, last third, 0.28 - 0.2", "> 0",
+         lambda clip_higher, raft_pp: mean(clip_higher, "entropy", 2 / 3) - mean(raft_pp, "entropy", 2 / 3)),
+        ("training accuracy, last third, 0.28 - 0.2", "> -0.02",
+         lambda clip_higher, raft_pp: mean(clip_higher, "accuracy", 2 / 3) - mean(raft_pp, "accuracy", 2 / 3))],
+        "the clip binds on about one token in a thousand"),
+    Claim(6, "minimalist", "figure 4", "all-wrong prompts harm Reinforce; all-right ones do not", [
+        ("training accuracy, second half, remove wrong - Reinforce", "> 0",
+         lambda remove_wrong, reinforce: mean(remove_wrong, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2)),
+        ("training accuracy, second half, remove correct - Reinforce", "within 0.02",
+         lambda remove_correct, reinforce: mean(remove_correct, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2))]),
+    Claim(7, "minimalist", "figure 4", "dividing by the standard deviation adds nothing to removing both", [
+        ("final accuracy, with std - without", "within 0.02", lambda rej_std, rej: last(rej_std) - last(rej))]),
+    Claim(8, "minimalist", "figure 4", "subtracting the mean raises Reinforce's KL, not its reward", [
+        ("KL, second half, mean zero - Reinforce", "> 0",
+         lambda mean_zero, reinforce: mean(mean_zero, "kl", 1 / 2) - mean(reinforce, "kl", 1 / 2)),
+        ("training accuracy, second half, mean zero - Reinforce", "< 0.02",
+         lambda mean_zero, reinforce: mean(mean_zero, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2))]),
+    Claim(9, "minimalist", "figure 4, table 1", "Reinforce-Rej is as good as GRPO at a smaller KL", [
+        ("final accuracy, Reinforce-Rej - GRPO", "within 0.02", lambda rej, grpo: last(rej) - last(grpo)),
+        ("KL, second half, Reinforce-Rej - GRPO", "< 0",
+         lambda rej, grpo: mean(rej, "kl", 1 / 2) - mean(grpo, "kl", 1 / 2))]),
+    Claim(10, "minimalist", "its code", "as released, Reinforce-Rej gives wrong answers no gradient", [
+        ("gradient on wrong answers, rewards 0 and 1", "within 1e-9", lambda: weight_on_wrong(0.0)),
+        ("gradient on wrong answers, rewards -1 and 1", "> 0.5", lambda: weight_on_wrong(-1.0))]),
+    Claim(11, "others", "Dr. GRPO, section 3", "dividing by each response's own length lets wrong answers grow", [
+        ("length of wrong answers in the end, own length - constant", "> 0",
+         lambda sequence, constant: last(sequence, "length_wrong") - last(constant, "length_wrong"))],
+        "our problems set the length of a solution, up to its style"),
+    Claim(12, "others", "Dr. GRPO, section 3", "that division makes a token's weight 1 / length, a constant does not", [
+        ("weight in 10 tokens / in 40, own length, - 4", "within 1e-6", lambda: weight_ratio("sequence") - 4),
+        ("weight in 10 tokens / in 40, constant, - 1", "within 1e-6", lambda: weight_ratio("constant") - 1)]),
+    Claim(13, "sober", "section 3", "chance scatters the accuracies of seeds by sqrt(p (1 - p) / m) on m problems", [
+        ("scatter / that formula - 1, m = 32", "within 0.1",
+         lambda base_256: scatter(base_256, 32) / by_chance(base_256, 32) - 1),
+        ("exponent of the scatter in m, m = 4 to 32, + 1/2", "within 0.1",
+         lambda base_256: slope([4, 8, 16, 32], [scatter(base_256, m) for m in (4, 8, 16, 32)]) + 0.5)],
+        "seeds of the evaluation alone: 256 samples stand for 256 seeds"),
+    Claim(14, "sober", "section 3", "the mean over K seeds scatters by 1 / sqrt(K)", [
+        ("exponent of the scatter in K, K = 1 to 10, + 1/2", "within 0.05",
+         lambda base_256: slope(range(1, 11), [scatter_of_means(base_256, k) for k in range(1, 11)]) + 0.5)],
+        "30 problems; K of 256 samples, drawn with replacement"),
+    Claim(15, "sober", "section 5", "wrong answers are longer than right ones, also among those not cut off", [
+        ("length of wrong - right, base", "> 0",
+         lambda base_256: base_256["length_wrong"] - base_256["length_right"]),
+        ("length of wrong - right, after GRPO", "> 0",
+         lambda grpo_256: grpo_256["length_wrong"] - grpo_256["length_right"])],
+        "longer problems need longer solutions and are harder; guesses are short and mostly wrong"),
+    Claim(16, "sober", "section 3", "without its template, or with little room, a model is worse", [
+        ("accuracy, its template - none", "> 0", lambda base_chat, no_template: accuracy(base_chat) - accuracy(no_template)),
+        ("accuracy, full - half length", "> 0", lambda base_chat, half: accuracy(base_chat) - accuracy(half)),
+        ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))]),
+    Claim(17, "limit", "figure 2", "RL is better at pass@1 and worse at pass@256", [
+        ("pass@1, GRPO - base", "> 0", lambda grpo_256, base_256: passed(grpo_256, 1) - passed(base_256, 1)),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))]),
+    Claim(18, "limit", "figure 7", "as training goes on pass@1 rises and pass@256 falls", [
+        ("pass@1, end - a third", "> 0", lambda grpo_256, third_256: passed(grpo_256, 1) - passed(third_256, 1)),
+        ("pass@256, end - a third", "< 0", lambda grpo_256, third_256: passed(grpo_256, 256) - passed(third_256, 256))]),
+    Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
+        ("share of RL's solved problems that the base does not solve", "< 0.05",
+         lambda base_256, grpo_256: only(base_256, grpo_256)),
+        ("the same - share of the base's that RL does not solve", "< 0",
+         lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
+    Claim(20, "limit", "figure 4", "after RL more problems are solved always, and more never", [
+        ("share of problems never solved, GRPO - base", "> 0", lambda grpo_256, base_256: at(grpo_256, 0) - at(base_256, 0)),
+        ("share always solved, GRPO - base", "> 0", lambda grpo_256, base_256: at(grpo_256, 1) - at(base_256, 1))]),
+    Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
+        ("perplexity under the base, RL's - the base's own", "< 0",
+         lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0]),
+        ("of RL's samples, under RL - under the base", "< 0",
+         lambda under_grpo, under_base: under_grpo["perplexity"][0] - under_base["perplexity"][1])],
+        "medians over 16 responses to each of 64 problems"),
+    Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
+        ("pass@256, distilled - base", "> 0", lambda distilled_256, base_256: passed(distilled_256, 256) - passed(base_256, 256)),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))],
+        "the teacher is our base, taught on solutions without errors; rejection sampling from it"),
+    Claim(23, "limit", "figure 8", "algorithms differ little, measured by what the base could still give", [
+        ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.25",
+         lambda base_256, grpo, rloo, reinforce_pp, ppo: np.ptp([last(run) for run in (grpo, rloo, reinforce_pp, ppo)])
+         / (passed(base_256, 256) - last(grpo)))],
+        "GRPO, RLOO, Reinforce++, PPO; ReMax is not in this project"),
+    Claim(24, "limit", "section 4", "a KL penalty of 0.001 leaves pass@1 and lowers pass@k at large k", [
+        ("final accuracy, with - without", "within 0.02", lambda grpo_kl, grpo: last(grpo_kl) - last(grpo)),
+        ("pass@256, with - without", "< 0", lambda kl_256, grpo_256: passed(kl_256, 256) - passed(grpo_256, 256))]),
+    Claim(25, "spurious", "figures 11, 13", "random rewards push towards what a model does anyway, because of the clip", [
+        ("share of python, gained with clip", "> 0", lambda random_good: gain(random_good, "python")),
+        ("entropy, last third - first third, with clip", "< 0",
+         lambda random_good: mean(random_good, "entropy", 2 / 3) - mean(random_good, "entropy", 0, 1 / 3)),
+        ("share of python, gained without clip", "within 0.1", lambda random_no_clip: gain(random_no_clip, "python")),
+        ("share of python, gained with one update per rollout", "within 0.05",
+         lambda one_update: gain(one_update, "python")),
+        ("share of python, gained with one update per small rollout", "within 0.05",
+         lambda small_rollout: gain(small_rollout, "python"))],
+        "entropy stands for the paper's mean token probability; the variance over seeds is in a figure"),
+    Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm, true ones do not", [
+        ("accuracy gained by random rewards, bad-code model", "< 0", lambda random_bad: gain(random_bad)),
+        ("accuracy gained, true - random rewards", "> 0", lambda true_bad, random_bad: gain(true_bad) - gain(random_bad))],
+        "its python style is as frequent as the other model's"),
+    Claim(27, "spurious", "section 4", "without any reward nothing is learned", [
+        ("largest advantage of GRPO when no response is rewarded", "within 1e-9", lambda: silence())],
+        "an update whose advantages are all 0 is skipped, weight decay included"),
+    Claim(28, "spurious", "appendix", "random rewards push nowhere on average; the clip makes them pull back", [
+        ("mean step towards the sampling policy, without clip, in its standard errors", "within 3",
+         lambda seed: pull_back(seed, clip=False)),
+        ("the same with clip", "> 3", lambda seed: pull_back(seed, clip=True))],
+        "a softmax over 8 tokens that has moved half a nat; 4,000 groups of 16 samples"),
+    Claim(29, "spurious", "figure 1; TTRL", "votes are nearly as good as the truth; even wrong labels help", [
+        ("accuracy gained by labels of votes", "> 0", lambda vote_good: gain(vote_good)),
+        ("accuracy gained, truth - votes", "> -0.02", lambda true_good, vote_good: gain(true_good) - gain(vote_good)),
+        ("accuracy gained by wrong labels", "> 0", lambda incorrect_good: gain(incorrect_good)),
+        ("accuracy gained by votes on the test problems (TTRL)", "> 0", lambda ttrl: gain(ttrl))],
+        "16 votes, on 320 problems; for wrong labels only the few of them where the vote errs"),
+    Claim(30, "spurious", "figure 1", "rewarding the format gains what the base loses by missing boxes", [
+        ("accuracy gained - share without box x accuracy of boxed ones", "within 0.05",
+         lambda format_good: gain(format_good) - loss_by_format(format_good))]),
+    Claim(31, "spurious", "table 2", "the gain comes from words to python, where python is the better strategy", [
+        ("sum of the four contributions, - 1", "within 0.001",
+         lambda true_good: sum(cell["contribution"] for cell in true_good["transitions"].values()) - 1),
+        ("contribution of words to python - largest other", "> 0", lambda true_good: to_python(true_good))]),
+    Claim(32, "others", "one-shot RLVR, table 1", "one example is enough to gain more than the format alone gives", [
+        ("accuracy gained with one example", "> 0", lambda one_example: gain(one_example)),
+        ("the same - gained by rewarding the format", "> 0",
+         lambda one_example, format_good: gain(one_example) - gain(format_good))],
+        "the first problem, which nobody chose"),
+    Claim(33, "behaviors", "figures 3 to 5", "priming with search makes RL work, right or wrong; direct answers and dots do not", [
+        ("final accuracy, search - direct", "> 0", lambda search_right, search_direct: last(search_right) - last(search_direct)),
+        ("final accuracy, search - dots", "> 0", lambda search_right, search_dots: last(search_right) - last(search_dots)),
+        ("final accuracy, direct - dots", "within 0.1", lambda search_direct, search_dots: last(search_direct) - last(search_dots)),
+        ("final accuracy, wrong - right search", "within 0.1", lambda search_wrong, search_right: last(search_wrong) - last(search_right)),
+        ("rejected attempts per response, gained by RL", "> 0", lambda search_right: gain(search_right, "rejected"))],
+        "orders of three operations, not of numbers; primed by 150 steps of supervised training"),
+    Claim(34, "reflection", "figures 3 to 5", "told to wait, a model corrects wrong solutions; more so after more pretraining", [
+        ("accuracy at the end of pretraining, wait - nothing", "> 0", lambda late_wait, late_none: accuracy(late_wait) - accuracy(late_none)),
+        ("accuracy when told to wait, end - a quarter", "> 0", lambda late_wait, early_wait: accuracy(late_wait) - accuracy(early_wait)),
+        ("accuracy when told nothing, end - a quarter", "> 0", lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
+        "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that"),
+]  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    parser.add_argument("claims", nargs="*", help="numbers of claims, or all")
+    parser.add_argument("--seeds", default="5", help="how many, from 0 up; or first-last, such as 10-14")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores")
+    parser.add_argument("--report", action="store_true", help="write the report and its figures beside the results")
+    parser.add_argument("--results", help="file of results (default: docs/lab.json; for another model under --out)")
+    parser.add_argument("--out", default="out/lab", help="folder for the runs")
+    parser.add_argument("--model", default="tiny", help="as for the scripts; some claims are about the built-in one only")
+    parser.add_argument("--data", default="numina-math", help="with --model: what to train on")
+    parser.add_argument("--steps", type=int, default=0, help="with --model: training steps (default 300)")
+    parser.add_argument("--launcher", default="", help="what starts a script instead of python, such as torchrun ...")
+    args = parser.parse_args()
+    first, _, end = args.seeds.partition("-")
+    known = {str(claim.number): claim for claim in CLAIMS}
+    unknown = [x for x in args.claims if x not in known and x != "all"]
+    if unknown or not re.fullmatch(r"\d+(-\d+)?", args.seeds) or args.jobs < 1 or args.steps < 0:
+        fail(f"{' '.join(sys.argv[1:])}: give claims from 1 to {len(CLAIMS)} or all, --seeds 5 or 10-14, --jobs 1 or more")
+    seeds = list(range(int(first), int(end) + 1)) if end else list(range(int(first)))
+    out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
+    file = Path(args.results or (ROOT / "docs/lab.json" if args.model == "tiny" else out / "lab.json"))
+    settings, words = {}, flags(args.model, args.data, args.steps)
+    for name, text in SETTINGS.items():
+        text = re.sub(r"\b[A-Z]+[0-9]*\b", lambda word: str(words.get(word[0], word[0])), text)
+        if args.model == "tiny" or not re.search(r"tiny|worlds|COUNTDOWN|REFLECT", text):
+            settings[name] = text
+    lab = Experiments(settings, file, out.resolve(), args.launcher)
+    chosen = CLAIMS if "all" in args.claims else [known[x] for x in dict.fromkeys(args.claims)]
+    names = {name: None for claim in chosen for name in report.needs(claim) if name in settings}
+    if chosen == CLAIMS:
+        names |= dict.fromkeys(settings)  # those as well that only a figure shows
+    todo = lab.to_do([(name, seed) for seed in seeds for name in names])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if todo:
+        minutes = lab.seconds(todo) / args.jobs / 60
+        print(f"{len(todo)} runs are missing; {args.jobs} at a time they take about {minutes:.0f} minutes", flush=True)
+    try:
+        failures = lab.run_all(todo, args.jobs)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was")
+        raise SystemExit(130) from None
+    found = report.judge_all(CLAIMS, lab.results, seeds)
+    for claim in chosen or CLAIMS:
+        print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
+        for part in found[claim.number]["parts"] if chosen else ():
+            print(f"    {part['verdict']:9}  {part['label']}: {report.value(part)} ({part['criterion']})")
+    if args.report:
+        report.write(file, CLAIMS, found, lab.results, seeds)
+    if failures:
+        fail(f"{len(failures)} of {len(todo)} runs failed; the same command tries them again:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
