@@ -7,12 +7,11 @@ set probability, and the solution goes on from the wrong value. Some solutions o
 some notice a mistake and correct it ("wait"). The python style is more reliable than the others in `tiny` (as in
 Qwen2.5-Math) and less reliable in `tiny-badcode` (as in OLMo-2-SFT); nothing else differs. See the table STYLES.
 
-`python tiny.py` rebuilds models/tiny, `python tiny.py --model tiny-badcode` the other, in minutes on two cores.
-The report, which report.json holds too, measures the weights as they are saved: pass@k and greedy accuracy on test
-problems, pass@1 on longer (hard) ones, length in tokens, and the share and the accuracy of each style.
+`python tiny.py` rebuilds models/tiny, with `--model tiny-badcode` the other, in minutes; its report: see measure().
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -42,8 +41,7 @@ STYLES = (
 )
 
 # ------------------------------------------------------------------------------ problems and solutions
-
-OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6)}  # split: fewest and most operations in a problem
+OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6), "wide": (2, 8), "wide-test": (2, 8)}  # fewest, most
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 LARGEST = 99  # all intermediate values lie in 0..LARGEST: few enough facts for a tiny model to know
 LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # 3: or products would be rare
@@ -61,10 +59,9 @@ def parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
 
 
 def problems(split: str, n: int, seed: int = 0) -> list[dict]:
-    """n different problems of a split, each {"problem": str, "answer": str}; a larger n only adds to the end.
-
-    train and test have 2-5 operations, hard has 6. A hash of its text decides whether a problem belongs to test (one in
-    eight), so splits never overlap, for any n and seed. ValueError for an unknown split or n outside 1..100000."""
+    """n different problems of a split, each {"problem": str, "answer": str}; a larger n only adds to the end. A hash of
+    its text decides whether a problem may be in test and wide-test (one in eight) or in train and wide, so these never
+    overlap, for any n and seed. ValueError for an unknown split or n outside 1..100000."""
     if split not in OPERATIONS or not 1 <= n <= 100_000:
         raise ValueError(f"no {n} problems of split {split!r}: splits are {', '.join(OPERATIONS)}; n is 1 to 100000")
     rng, drawn = random.Random(f"{split} {seed}"), {}
@@ -76,7 +73,7 @@ def problems(split: str, n: int, seed: int = 0) -> list[dict]:
             text = f"({text}){op}{k}" if is_product_of_sum else f"{text}{op}{k}"
             value = OPERATORS[op](value, k)
         to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
-        if split == "hard" or to_test == (split == "test"):
+        if split == "hard" or to_test == split.endswith("test"):
             drawn.setdefault(text, {"problem": text, "answer": str(value)})
     return list(drawn.values())
 
@@ -105,10 +102,8 @@ def solution(problem: str, name: str, error: float, rng: random.Random) -> str:
 
 def style(text: str) -> str:
     """The name of the style that a response is written in."""
-    if "python" in text:
-        return "python"
-    if "\\boxed{" not in text:
-        return "nobox"
+    if "python" in text or "\\boxed{" not in text:
+        return "python" if "python" in text else "nobox"
     return "wait" if "wait" in text else "direct" if text.startswith("\\boxed{") else "steps"
 
 
@@ -121,7 +116,6 @@ def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------ tokenizer, pretraining, report
-
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
 SHAPE |= {"intermediate_size": 384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
@@ -133,8 +127,7 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     r"""256 bytes, `\boxed{` and 4 special tokens. Text comes back exactly, but AutoTokenizer applies Qwen2's NFC."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    core = Tokenizer(models.BPE({s: i for i, s in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_tokens([AddedToken("\\boxed{", special=False, normalized=False)])
@@ -154,37 +147,46 @@ def response_loss(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
 
-def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
-    """Pretrain the base `name` from nothing; save it, its tokenizer and report.json in the folder `out`.
+def fit(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str]], steps: int, lr: float, warmup: int = 50):
+    """Train on pairs (problem, solution), an equal share of them a step; yields each step's loss, in nats per token."""
+    adam, size = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01), len(pairs) // steps
+    for i in (bar := tqdm(range(steps), desc="train")):
+        adam.param_groups[0]["lr"] = lr * min(1, (i + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * i / steps))
+        batch = sorted(pairs[i * size : (i + 1) * size], key=lambda pair: len(pair[0] + pair[1]))
+        tokens, total = sum(len(tokenizer.encode(text + END)) for _, text in batch), 0.0
+        for j in range(0, size, 32):  # chunks of similar length need little padding; their gradients add up
+            (loss := response_loss(model, tokenizer, batch[j : j + 32]) / tokens).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        bar.set_postfix(loss=f"{total:.3f}")
+        yield total
 
-    A step has 128 solutions. Returns the report, losses in nats per token. ValueError for a bad name or steps < 1."""
+
+def save(model: Qwen2ForCausalLM, tokenizer, folder):
+    """Write a copy of the model in float16, so that it can be trained on, and the tokenizer."""
+    copy.deepcopy(model).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = Path(folder) / "tokenizer_config.json"  # write the class name that transformers 4 (vLLM) knows as well
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+def make_model(seed: int = 0) -> Qwen2ForCausalLM:
+    """A model that knows nothing yet; the numbers are those of make_tokenizer()."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=261, pad_token_id=257, eos_token_id=260, **SHAPE))
+
+
+def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
+    """Pretrain the base `name` from nothing, 128 solutions a step; save it, its tokenizer and report.json in `out`.
+    Returns the report, losses in nats per token. ValueError for a bad name or steps < 1."""
     if name not in BASES or steps < 1:
         raise ValueError(f"cannot build {name!r} in {steps} steps: models are {', '.join(BASES)}; steps is 1 or more")
     Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder fails now, not after the training
-    start, losses = time.time(), []
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **SHAPE, **ids))
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    pairs = corpus(name, steps * 128, seed)
-    for i in (bar := tqdm(range(steps), desc=f"pretrain {name}")):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (i + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * i / steps))
-        batch = sorted(pairs[i * 128 : (i + 1) * 128], key=lambda pair: len(pair[0] + pair[1]))
-        tokens = sum(len(tokenizer.encode(text + END)) for _, text in batch)
-        losses.append(0.0)
-        for j in range(0, 128, 32):  # chunks of similar length need little padding; their gradients add up
-            loss = response_loss(model, tokenizer, batch[j : j + 32]) / tokens
-            loss.backward()
-            losses[-1] += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    settings = Path(out) / "tokenizer_config.json"  # write the class name that transformers 4 (vLLM) knows as well
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    start, model, tokenizer = time.time(), make_model(seed), make_tokenizer()
+    losses = list(fit(model, tokenizer, corpus(name, steps * 128, seed), steps, lr=2e-3))
+    save(model, tokenizer, out)
     report = {"model": name, "parameters": model.num_parameters(), "seed": seed, "steps": steps}
     report |= {"first loss": losses[0], "final loss": sum(losses[-50:]) / len(losses[-50:])}
     report |= measure(out, n_test, n_samples) | {"seconds": time.time() - start}
@@ -205,8 +207,7 @@ def sample(folder, data: list[dict], n: int, **how) -> list[list[tuple[str, int,
         output = model.generate(**prompts, **how, max_new_tokens=80)[:, prompts.input_ids.shape[1] :]
         lengths = (output != tokenizer.pad_token_id).sum(dim=1).tolist()
         for i, length, text in zip(rows, lengths, tokenizer.batch_decode(output, skip_special_tokens=True)):
-            boxed = re.findall(r"\\boxed\{(\d+)\}", text)
-            responses[i].append((text, length, boxed[-1:] == [data[i]["answer"]]))
+            responses[i].append((text, length, re.findall(r"\\boxed\{(\d+)\}", text)[-1:] == [data[i]["answer"]]))
     return responses
 
 
@@ -215,9 +216,8 @@ def measure(folder, n_test: int = 200, n_samples: int = 64) -> dict:
     test, at_1 = problems("test", n_test), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     responses = sample(folder, test, n_samples, **at_1)
     wrong = [sum(not right for *_, right in own) for own in responses]
-    report = {}
-    for k in [k for k in (1, 4, 16, 64) if k <= n_samples]:  # 1 - the chance that k of the samples are all wrong
-        report[f"pass@{k}"] = 1 - sum(math.comb(w, k) for w in wrong) / math.comb(n_samples, k) / n_test
+    all_wrong = lambda k: sum(math.comb(w, k) for w in wrong) / math.comb(n_samples, k) / n_test  # the chance of it
+    report = {f"pass@{k}": 1 - all_wrong(k) for k in (1, 4, 16, 64) if k <= n_samples}
     report["greedy"] = sum(own[0][2] for own in sample(folder, test, 1, do_sample=False)) / n_test
     hard = sample(folder, problems("hard", n_test // 2), 8, **at_1)
     report["hard pass@1"] = sum(right for own in hard for *_, right in own) / (8 * len(hard))

@@ -145,11 +145,11 @@ def clipping(runs):
 
 def luck(runs):
     right = [grades(run) for run in runs("base_256")]
-    sizes, seeds = [4, 8, 16, 32, 64], range(1, 11)
+    sizes, seeds = [3, 6, 12, 24, 48], range(1, 11)
     found = {"observed": (sizes, [[scatter(run, m) for m in sizes] for run in runs("base_256")]),
              "by chance": (sizes, [[by_chance(run, m) for m in sizes] for run in runs("base_256")])}
     widths = {f"{m} problems": (seeds, [[3.92 * one[:m].mean(0).std(ddof=1) / math.sqrt(k) for k in seeds]
-                                        for one in right]) for m in (8, 30, 64)}  # fmt: skip
+                                        for one in right]) for m in (12, 30, 48)}  # fmt: skip
     return [(plot.draw_powers, found, "scatter of a seed's accuracy", "problems (log axis)", "standard deviation"),
             (plot.draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
 
