@@ -18,7 +18,8 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import common  # before torch
 import numpy as np
@@ -28,8 +29,8 @@ import grpo
 import reinforce_rej
 from core import report
 from core.config import ROOT, fail
-from core.experiments import (Experiments, accuracy, at, by_chance, gain, last, loss_by_format, mean, only, passed,
-                              scatter, scatter_of_means, slope, to_python)  # fmt: skip
+from core.experiments import (Experiments, accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
+                              only, passed, scatter, scatter_of_means, slope, to_python)  # fmt: skip
 from core.rollout import token_weights
 
 # ============================================================================================== the two tables
@@ -88,16 +89,16 @@ SETTINGS = {
     "random_bad": "grpo.py PLAIN --model tiny-badcode --reward random:0.5",
     "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
     "one_example": "grpo.py PLAIN --limit 1",
-    # priming, then RL on a miniature Countdown; a base at several moments of its pretraining
+    # priming, then RL on a miniature Countdown; a base at several moments of its pretraining (seeds: the base's)
     "countdown": "core/worlds.py countdown",
     "primed_right": "core/worlds.py prime-right",
     "primed_wrong": "core/worlds.py prime-wrong",
     "primed_direct": "core/worlds.py prime-direct",
     "primed_dots": "core/worlds.py prime-dots",
-    "search_right": "grpo.py COUNTDOWN --model {primed_right}/final",
-    "search_wrong": "grpo.py COUNTDOWN --model {primed_wrong}/final",
-    "search_direct": "grpo.py COUNTDOWN --model {primed_direct}/final",
-    "search_dots": "grpo.py COUNTDOWN --model {primed_dots}/final",
+    "search_right": "grpo.py COUNTDOWN --model {primed_right#0}/final",
+    "search_wrong": "grpo.py COUNTDOWN --model {primed_wrong#0}/final",
+    "search_direct": "grpo.py COUNTDOWN --model {primed_direct#0}/final",
+    "search_dots": "grpo.py COUNTDOWN --model {primed_dots#0}/final",
     "checkpoints": "core/worlds.py checkpoints",
     "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
     "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
@@ -121,11 +122,11 @@ def flags(model: str, data: str, steps: int) -> dict[str, str]:
     return words | dict(
         WIDE=f"{world} --data tiny-wide --eval_data tiny-wide-test --max_new_tokens 80 --lr 1e-4",
         PLAIN=f"{world} --lr 3e-5", AT256="--bench tiny-wide --limit 48 --samples 256 --seeds 1 --max_new_tokens 80",
-        AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20", EIGHTH="4", TEST="tiny-test",
-        VOTES="--votes 16 --limit 320",
+        AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20",
+        EIGHTH="4", TEST="tiny-test", VOTES="--votes 16 --limit 320",
         COUNTDOWN=f"{world} --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
-        "--check core/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4",
-        REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 4 --seeds 1 --max_new_tokens 64")
+        "--check core/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4 --steps 40",
+        REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 16 --seeds 1 --max_new_tokens 64")
 
 
 def command_lines(model: str, data: str, steps: int) -> dict[str, str]:
@@ -164,11 +165,6 @@ def weight_ratio(norm: str) -> float:
     return float(weights[0] / weights[-1])
 
 
-def silence() -> float:
-    """The largest advantage of GRPO when no response is rewarded."""
-    return grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item()
-
-
 def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
     """How random rewards move a policy that is no longer the one that sampled (a softmax over 8 tokens, responses of
     one token): the mean step of GRPO along the way back, in its standard errors over groups (arXiv 2506.10947)."""
@@ -196,14 +192,14 @@ CLAIMS = [
         "the clip binds on about one token in a thousand"),
     Claim(3, "minimalist", "figures 1, 3", "RAFT++ learns faster early, its entropy collapses, GRPO passes it late", [
         ("training accuracy, first third, RAFT++ - GRPO", "> 0",
-         lambda raft_pp, grpo: mean(raft_pp, "accuracy", 0, 1 / 3) - mean(grpo, "accuracy", 0, 1 / 3)),
+         lambda raft_pp, grpo: early(raft_pp, "accuracy") - early(grpo, "accuracy")),
         ("entropy after the first third, RAFT++ - GRPO", "< 0",
          lambda raft_pp, grpo: mean(raft_pp, "entropy", 1 / 3) - mean(grpo, "entropy", 1 / 3)),
         ("final accuracy, GRPO - RAFT++", "> 0", lambda grpo, raft_pp: last(grpo) - last(raft_pp))],
         "30 steps, not 250"),
     Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
         ("KL, first third, RAFT++ - GRPO", "> 0",
-         lambda raft_pp, grpo: mean(raft_pp, "kl", 0, 1 / 3) - mean(grpo, "kl", 0, 1 / 3))]),
+         lambda raft_pp, grpo: early(raft_pp, "kl") - early(grpo, "kl"))]),
     Claim(5, "minimalist", "figure 2", "clip-higher keeps RAFT++'s entropy up and costs no reward", [
         ("entropy, last third, 0.28 - 0.2", "> 0",
          lambda clip_higher, raft_pp: mean(clip_higher, "entropy", 2 / 3) - mean(raft_pp, "entropy", 2 / 3)),
@@ -211,21 +207,21 @@ CLAIMS = [
          lambda clip_higher, raft_pp: mean(clip_higher, "accuracy", 2 / 3) - mean(raft_pp, "accuracy", 2 / 3))],
         "the clip binds on about one token in a thousand"),
     Claim(6, "minimalist", "figure 4", "all-wrong prompts harm Reinforce; all-right ones do not", [
-        ("training accuracy, second half, remove wrong - Reinforce", "> 0",
-         lambda remove_wrong, reinforce: mean(remove_wrong, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2)),
-        ("training accuracy, second half, remove correct - Reinforce", "within 0.02",
-         lambda remove_correct, reinforce: mean(remove_correct, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2))]),
+        ("training accuracy, last half, remove wrong - Reinforce", "> 0",
+         lambda remove_wrong, reinforce: late(remove_wrong, "accuracy") - late(reinforce, "accuracy")),
+        ("training accuracy, last half, remove correct - Reinforce", "within 0.02",
+         lambda remove_correct, reinforce: late(remove_correct, "accuracy") - late(reinforce, "accuracy"))]),
     Claim(7, "minimalist", "figure 4", "dividing by the standard deviation adds nothing to removing both", [
         ("final accuracy, with std - without", "within 0.02", lambda rej_std, rej: last(rej_std) - last(rej))]),
     Claim(8, "minimalist", "figure 4", "subtracting the mean raises Reinforce's KL, not its reward", [
-        ("KL, second half, mean zero - Reinforce", "> 0",
-         lambda mean_zero, reinforce: mean(mean_zero, "kl", 1 / 2) - mean(reinforce, "kl", 1 / 2)),
-        ("training accuracy, second half, mean zero - Reinforce", "< 0.02",
-         lambda mean_zero, reinforce: mean(mean_zero, "accuracy", 1 / 2) - mean(reinforce, "accuracy", 1 / 2))]),
+        ("KL, last half, mean zero - Reinforce", "> 0",
+         lambda mean_zero, reinforce: late(mean_zero, "kl") - late(reinforce, "kl")),
+        ("training accuracy, last half, mean zero - Reinforce", "< 0.02",
+         lambda mean_zero, reinforce: late(mean_zero, "accuracy") - late(reinforce, "accuracy"))]),
     Claim(9, "minimalist", "figure 4, table 1", "Reinforce-Rej is as good as GRPO at a smaller KL", [
         ("final accuracy, Reinforce-Rej - GRPO", "within 0.02", lambda rej, grpo: last(rej) - last(grpo)),
-        ("KL, second half, Reinforce-Rej - GRPO", "< 0",
-         lambda rej, grpo: mean(rej, "kl", 1 / 2) - mean(grpo, "kl", 1 / 2))]),
+        ("KL, last half, Reinforce-Rej - GRPO", "< 0",
+         lambda rej, grpo: late(rej, "kl") - late(grpo, "kl"))]),
     Claim(10, "minimalist", "its code", "as released, Reinforce-Rej gives wrong answers no gradient", [
         ("gradient on wrong answers, rewards 0 and 1", "within 1e-9", lambda: weight_on_wrong(0.0)),
         ("gradient on wrong answers, rewards -1 and 1", "> 0.5", lambda: weight_on_wrong(-1.0))]),
@@ -253,7 +249,8 @@ CLAIMS = [
          lambda grpo_256: grpo_256["length_wrong"] - grpo_256["length_right"])],
         "longer problems need longer solutions and are harder; guesses are short and mostly wrong"),
     Claim(16, "sober", "section 3", "without its template, or with little room, a model is worse", [
-        ("accuracy, its template - none", "> 0", lambda base_chat, no_template: accuracy(base_chat) - accuracy(no_template)),
+        ("accuracy, its template - none", "> 0",
+         lambda base_chat, no_template: accuracy(base_chat) - accuracy(no_template)),
         ("accuracy, full - half length", "> 0", lambda base_chat, half: accuracy(base_chat) - accuracy(half)),
         ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))]),
     Claim(17, "limit", "figure 2", "RL is better at pass@1 and worse at pass@256", [
@@ -261,14 +258,16 @@ CLAIMS = [
         ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))]),
     Claim(18, "limit", "figure 7", "as training goes on pass@1 rises and pass@256 falls", [
         ("pass@1, end - a third", "> 0", lambda grpo_256, third_256: passed(grpo_256, 1) - passed(third_256, 1)),
-        ("pass@256, end - a third", "< 0", lambda grpo_256, third_256: passed(grpo_256, 256) - passed(third_256, 256))]),
+        ("pass@256, end - a third", "< 0",
+         lambda grpo_256, third_256: passed(grpo_256, 256) - passed(third_256, 256))]),
     Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
         ("share of RL's solved problems that the base does not solve", "< 0.05",
          lambda base_256, grpo_256: only(base_256, grpo_256)),
         ("the same - share of the base's that RL does not solve", "< 0",
          lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
     Claim(20, "limit", "figure 4", "after RL more problems are solved always, and more never", [
-        ("share of problems never solved, GRPO - base", "> 0", lambda grpo_256, base_256: at(grpo_256, 0) - at(base_256, 0)),
+        ("share of problems never solved, GRPO - base", "> 0",
+         lambda grpo_256, base_256: at(grpo_256, 0) - at(base_256, 0)),
         ("share always solved, GRPO - base", "> 0", lambda grpo_256, base_256: at(grpo_256, 1) - at(base_256, 1))]),
     Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
         ("perplexity under the base, RL's - the base's own", "< 0",
@@ -277,7 +276,8 @@ CLAIMS = [
          lambda under_grpo, under_base: under_grpo["perplexity"][0] - under_base["perplexity"][1])],
         "medians over 16 responses to each of 48 problems"),
     Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
-        ("pass@256, distilled - base", "> 0", lambda distilled_256, base_256: passed(distilled_256, 256) - passed(base_256, 256)),
+        ("pass@256, distilled - base", "> 0",
+         lambda distilled_256, base_256: passed(distilled_256, 256) - passed(base_256, 256)),
         ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))],
         "the teacher is our base, taught on solutions without errors; rejection sampling from it"),
     Claim(23, "limit", "figure 8", "algorithms differ little, measured by what the base could still give", [
@@ -288,22 +288,24 @@ CLAIMS = [
     Claim(24, "limit", "section 4", "a KL penalty of 0.001 leaves pass@1 and lowers pass@k at large k", [
         ("final accuracy, with - without", "within 0.02", lambda grpo_kl, grpo: last(grpo_kl) - last(grpo)),
         ("pass@256, with - without", "< 0", lambda kl_256, grpo_256: passed(kl_256, 256) - passed(grpo_256, 256))]),
-    Claim(25, "spurious", "figures 11, 13", "random rewards push towards what a model does anyway, because of the clip", [
+    Claim(25, "spurious", "figures 11, 13", "clipped random rewards push a model towards what it does anyway", [
         ("share of python, gained with clip", "> 0", lambda random_good: gain(random_good, "python")),
         ("entropy, last third - first third, with clip", "< 0",
-         lambda random_good: mean(random_good, "entropy", 2 / 3) - mean(random_good, "entropy", 0, 1 / 3)),
+         lambda random_good: mean(random_good, "entropy", 2 / 3) - early(random_good, "entropy")),
         ("share of python, gained without clip", "within 0.1", lambda random_no_clip: gain(random_no_clip, "python")),
         ("share of python, gained with one update per rollout", "within 0.05",
          lambda one_update: gain(one_update, "python")),
         ("share of python, gained with one update per small rollout", "within 0.05",
          lambda small_rollout: gain(small_rollout, "python"))],
         "entropy stands for the paper's mean token probability; the variance over seeds is in a figure"),
-    Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm, true ones do not", [
+    Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm", [
         ("accuracy gained by random rewards, bad-code model", "< 0", lambda random_bad: gain(random_bad)),
-        ("accuracy gained, true - random rewards", "> 0", lambda true_bad, random_bad: gain(true_bad) - gain(random_bad))],
+        ("accuracy gained, true - random rewards", "> 0",
+         lambda true_bad, random_bad: gain(true_bad) - gain(random_bad))],
         "its python style is as frequent as the other model's"),
     Claim(27, "spurious", "section 4", "without any reward nothing is learned", [
-        ("largest advantage of GRPO when no response is rewarded", "within 1e-9", lambda: silence())],
+        ("largest advantage of GRPO when no response is rewarded", "within 1e-9",
+         lambda: grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item())],
         "an update whose advantages are all 0 is skipped, weight decay included"),
     Claim(28, "spurious", "appendix", "random rewards push nowhere on average; the clip makes them pull back", [
         ("mean step towards the sampling policy, without clip, in its standard errors", "within 3",
@@ -328,17 +330,24 @@ CLAIMS = [
         ("the same - gained by rewarding the format", "> 0",
          lambda one_example, format_good: gain(one_example) - gain(format_good))],
         "the first problem, which nobody chose"),
-    Claim(33, "behaviors", "figures 3 to 5", "priming with search makes RL work, right or wrong; direct answers and dots do not", [
-        ("final accuracy, search - direct", "> 0", lambda search_right, search_direct: last(search_right) - last(search_direct)),
-        ("final accuracy, search - dots", "> 0", lambda search_right, search_dots: last(search_right) - last(search_dots)),
-        ("final accuracy, direct - dots", "within 0.1", lambda search_direct, search_dots: last(search_direct) - last(search_dots)),
-        ("final accuracy, wrong - right search", "within 0.1", lambda search_wrong, search_right: last(search_wrong) - last(search_right)),
+    Claim(33, "behaviors", "figures 3 to 5", "RL needs a base that searches, be it right or wrong", [
+        ("final accuracy, search - direct", "> 0",
+         lambda search_right, search_direct: last(search_right) - last(search_direct)),
+        ("final accuracy, search - dots", "> 0",
+         lambda search_right, search_dots: last(search_right) - last(search_dots)),
+        ("final accuracy, direct - dots", "within 0.1",
+         lambda search_direct, search_dots: last(search_direct) - last(search_dots)),
+        ("final accuracy, wrong - right search", "within 0.1",
+         lambda search_wrong, search_right: last(search_wrong) - last(search_right)),
         ("rejected attempts per response, gained by RL", "> 0", lambda search_right: gain(search_right, "rejected"))],
-        "orders of three operations, not of numbers; primed by 150 steps of supervised training"),
-    Claim(34, "reflection", "figures 3 to 5", "told to wait, a model corrects wrong solutions; more so after more pretraining", [
-        ("accuracy at the end of pretraining, wait - nothing", "> 0", lambda late_wait, late_none: accuracy(late_wait) - accuracy(late_none)),
-        ("accuracy when told to wait, end - a quarter", "> 0", lambda late_wait, early_wait: accuracy(late_wait) - accuracy(early_wait)),
-        ("accuracy when told nothing, end - a quarter", "> 0", lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
+        "the order of three operations is searched, not of numbers; one primed base of each kind, seeds are those of RL"),
+    Claim(34, "reflection", "figures 3 to 5", "told to wait a model corrects itself, better with more pretraining", [
+        ("accuracy at the end of pretraining, wait - nothing", "> 0",
+         lambda late_wait, late_none: accuracy(late_wait) - accuracy(late_none)),
+        ("accuracy when told to wait, end - a quarter", "> 0",
+         lambda late_wait, early_wait: accuracy(late_wait) - accuracy(early_wait)),
+        ("accuracy when told nothing, end - a quarter", "> 0",
+         lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
         "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that"),
 ]  # fmt: skip
 
@@ -350,32 +359,28 @@ def main():
     parser.add_argument("--seeds", default="5", help="how many, from 0 up; or first-last, such as 10-14")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores")
     parser.add_argument("--report", action="store_true", help="write the report and its figures beside the results")
-    parser.add_argument("--results", help="file of results (default: docs/lab.json; for another model under --out)")
+    parser.add_argument("--results", help="file of results (default: docs/lab.json, OUT-MODEL/lab.json)")
     parser.add_argument("--out", default="out/lab", help="folder for the runs")
-    parser.add_argument("--model", default="tiny", help="as for the scripts; some claims are about the built-in one only")
+    parser.add_argument("--model", default="tiny", help="as for the scripts; some claims need the built-in one")
     parser.add_argument("--data", default="numina-math", help="with --model: what to train on")
     parser.add_argument("--steps", type=int, default=0, help="with --model: training steps (default 300)")
     parser.add_argument("--launcher", default="", help="what starts a script instead of python, such as torchrun ...")
     args = parser.parse_args()
     first, _, end = args.seeds.partition("-")
-    known = {str(claim.number): claim for claim in CLAIMS}
-    unknown = [x for x in args.claims if x not in known and x != "all"]
-    if unknown or not re.fullmatch(r"\d+(-\d+)?", args.seeds) or args.jobs < 1 or args.steps < 0:
-        fail(f"{' '.join(sys.argv[1:])}: give claims from 1 to {len(CLAIMS)} or all, --seeds 5 or 10-14, --jobs 1 or more")
+    good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
+    if not good or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
+        fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(CLAIMS)}, or all; --seeds 5 or 10-14; --jobs 1 or more")
     seeds = list(range(int(first), int(end) + 1)) if end else list(range(int(first)))
     out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
     file = Path(args.results or (ROOT / "docs/lab.json" if args.model == "tiny" else out / "lab.json"))
     settings = command_lines(args.model, args.data, args.steps)
     lab = Experiments(settings, file, out.resolve(), args.launcher)
-    chosen = CLAIMS if "all" in args.claims else [known[x] for x in dict.fromkeys(args.claims)]
+    chosen = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
     names = {name: None for claim in chosen for name in report.needs(claim) if name in settings}
     if chosen == CLAIMS:
         names |= dict.fromkeys(settings)  # those as well that only a figure shows
     todo = lab.to_do([(name, seed) for seed in seeds for name in names])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if todo:
-        minutes = lab.seconds(todo) / args.jobs / 60
-        print(f"{len(todo)} runs are missing; {args.jobs} at a time they take about {minutes:.0f} minutes", flush=True)
     try:
         failures = lab.run_all(todo, args.jobs)
     except KeyboardInterrupt:

@@ -128,6 +128,16 @@ def mean(run, curve, start=0.0, end=1.0):
     return float(np.mean(values[round(start * len(values)) : round(end * len(values))]))
 
 
+def early(run, curve):
+    """The mean of a training curve over the first third of the training."""
+    return mean(run, curve, 0, 1 / 3)
+
+
+def late(run, curve):
+    """The mean of a training curve over the last half of the training."""
+    return mean(run, curve, 1 / 2)
+
+
 def grades(run):
     """[P, n] of 0 and 1, of an evaluation."""
     return unpack(run["right"], run["samples"])
@@ -270,6 +280,9 @@ class Experiments:
 
     def run_all(self, todo: list[tuple], jobs: int) -> list[str]:
         """Run what is to do, `jobs` at a time; a line for each run that failed or could not be tried."""
+        if todo:
+            minutes = self.seconds(todo) / jobs / 60
+            print(f"{len(todo)} runs are missing; {jobs} at a time they take about {minutes:.0f} minutes", flush=True)
         waiting, running, failures, threads = list(todo), {}, {}, max(1, (os.cpu_count() or 1) // jobs)
         try:
             with tqdm(total=len(todo), desc="runs", disable=None) as bar:

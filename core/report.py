@@ -8,23 +8,24 @@ import numpy as np
 
 import plot
 from core.evaluation import crossing, holm, pass_at_k, verdict
-from core.experiments import by_chance, gain, grades, last, scatter
+from core.experiments import by_chance, gain, grades, last, late, scatter
 
-PAPERS = {  # title, arXiv, what it says
+# title, arXiv, what it says
+PAPERS = {
     "minimalist": ("A minimalist approach to LLM reasoning", "2504.11343", "Training on right answers alone (RAFT) is "
-                   "nearly as good as GRPO, above all with ratio and clip (RAFT++). What GRPO gains over Reinforce comes "
-                   "from dropping prompts whose answers are all wrong, not from its normalisation. Dropping all-right "
-                   "ones as well gives Reinforce-Rej."),
-    "sober": ("A sober look at progress in language model reasoning", "2504.07086", "With small benchmarks and few seeds "
-              "results are a matter of luck; templates and length limits move them; wrong answers are longer."),
-    "spurious": ("Spurious rewards", "2506.10947", "Random or wrong rewards can make a model better, if they send it back "
-                 "to a strategy that it was good at; clipping is what gives noise that direction."),
+                   "nearly as good as GRPO, above all with ratio and clip (RAFT++). What GRPO gains over Reinforce "
+                   "comes from dropping prompts whose answers are all wrong, not from its normalisation. Dropping "
+                   "all-right ones as well gives Reinforce-Rej."),
+    "sober": ("A sober look at progress in language model reasoning", "2504.07086", "With small benchmarks and few "
+              "seeds results are a matter of luck; templates and length limits move them; wrong answers are longer."),
+    "spurious": ("Spurious rewards", "2506.10947", "Random or wrong rewards can make a model better, if they send it "
+                 "back to a strategy that it was good at; clipping is what gives noise that direction."),
     "limit": ("Does RL really incentivize reasoning beyond the base model?", "2504.13837", "RL makes the first sample "
               "better. What it solves within many samples the base solved already, and some of that is lost."),
     "behaviors": ("Cognitive behaviors that enable self-improving reasoners", "2503.01307", "A base that verifies and "
-                  "backtracks gains more from RL; whether the examples that taught it so were right matters little."),
-    "reflection": ("Rethinking reflection in pre-training", "2504.04022", "A model can correct a wrong solution when it "
-                   "is told to wait, and learns this during pretraining."),
+                  "backtracks gains more from RL; whether the examples that taught it were right matters little."),
+    "reflection": ("Rethinking reflection in pre-training", "2504.04022", "A model can correct a wrong solution when "
+                   "it is told to wait, and learns this during pretraining."),
     "others": ("Dr. GRPO, one-shot RLVR, TTRL", "2503.20783, 2504.20571, 2504.16084", "How the loss is normalised "
                "decides how long wrong answers get; one example, or votes in place of labels, are enough to learn."),
 }  # fmt: skip
@@ -77,6 +78,8 @@ def judge_all(claims, results: dict, seeds: list[int]) -> dict[int, dict]:
 
 # ------------------------------------------------------------------------------------------------ figures
 ALGORITHMS = dict(raft="RAFT", raft_pp="RAFT++", rej="Reinforce-Rej", grpo="GRPO", ppo="PPO", dpo="iterative DPO")
+FILES = dict(raft="raft.py", raft_pp="raft_pp.py", rej="reinforce_rej.py", grpo="grpo.py", ppo="ppo.py",
+             dpo="iterative_dpo.py")  # fmt: skip
 VARIANTS = dict(reinforce="Reinforce", mean_zero="+ mean zero", remove_correct="+ remove all correct",
                 remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")  # fmt: skip
 CLIPPING = dict(random_good="8 updates, clip", no_clip="8 updates, no clip", one_update="one update",
@@ -154,6 +157,19 @@ def luck(runs):
             (plot.draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
 
 
+def table(runs) -> str:
+    """The table that README shows too: each algorithm before and after, mean and sd over seeds."""
+    spread = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+    rows = ["| file | accuracy before, % | at the end, % | KL, last half | entropy, last half |", 5 * "|---" + "|"]
+    for name, file in FILES.items():
+        if len(seeds := runs(name)) > 1:
+            before, after = ([100 * run["evals"][i]["accuracy"] for run in seeds] for i in (0, -1))
+            kl, entropy = ([late(run, metric) for run in seeds] for metric in ("kl", "entropy"))
+            rows.append(f"| `{file}` | {spread(before, 1)} | {spread(after, 1)} | {spread(kl, 3)} | "
+                        f"{spread(entropy, 3)} |")  # fmt: skip
+    return "\n".join(rows)
+
+
 def lengths(runs):
     names = dict(base_256="base", grpo_256="after GRPO")
     groups = {label: {word: [run[f"length_{word}"] for run in runs(name)] for word in ("right", "wrong")}
@@ -193,10 +209,10 @@ FIGURES = [  # name, paper, what draws it, caption
      "has few long iterations in place of steps"),
     ("variants", "minimalist", variants, "Reinforce and its variants, moving average of 5 steps"),
     ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy"),
-    ("luck", "sober", luck, "Chance in an evaluation of the base: 256 samples of each problem stand for 256 seeds"),
+    ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
     ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
-    ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one and for "
-     "one where it is the worse"),
+    ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one, and "
+     "for one where it is the worse"),
     ("clipping", "spurious", clipping, "Random rewards, with and without clip and off-policy updates"),
     ("flows", "spurious", flows, "Strategy before and after: contributions to the gain"),
     ("passes", "limit", passes, "pass@k of the base, of GRPO at three moments, and of distillation"),
@@ -207,8 +223,8 @@ FIGURES = [  # name, paper, what draws it, caption
 
 
 # ------------------------------------------------------------------------------------------------ the page
-TENSION = """**A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts, and finds
-that subtracting the mean (+ mean zero) raises the KL without a gain. Yet subtracting the mean gives all-right and
+TENSION = """**A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts, and
+finds that subtracting the mean (+ mean zero) raises the KL without a gain. Yet subtracting the mean gives all-right and
 all-wrong prompts an advantage of exactly 0, so it silences both; with 4 responses and rewards of -1 and 1 its
 advantages (1.5 and -0.5 with one right, 1 and -1 with two) differ from GRPO's by a factor of at most 1.155. A method
 that is GRPO up to that factor can't do badly for a reason that lies in the advantages. What is left: one seed per
@@ -284,7 +300,7 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
         here = [f"- {claim.number}: {claim.differs}." for claim in own if claim.differs]
         pages += [f"## {number}. {title} ({arxiv})", f"It says: {says} Here: {seen}.", "\n".join(rows)]
         pages += ["How these experiments differ from the paper's:\n\n" + "\n".join(here)] if here else []
-        pages += [TENSION] if paper == "minimalist" else []
+        pages += [TENSION, "All algorithms, mean ± standard deviation over seeds:", table(runs)] if number == 1 else []
         for name, of, panels, caption in FIGURES:
             drawn = [panel for panel in panels(runs) if panel[1]] if of == paper else []
             if drawn:
@@ -292,5 +308,13 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
                 plot.draw_panels(drawn, picture)
                 pages += [f"![{caption}]({picture.name})", f"*{caption}. Seeds: {seed_range(seeds)}; bands are one "
                           "standard deviation over seeds, dots are seeds.*"]  # fmt: skip
+    others = sorted({int(key.split("/")[1]) for key in results} - set(seeds))
+    repeated = lambda claim: all(f"{name}/{seed}" in results for name in needs(claim) for seed in others)
+    again = [claim for claim in claims if others and needs(claim) and repeated(claim)]
+    if again:
+        rows = [f"| {claim.number} | {claim.text} | {found[claim.number]['verdict']} | "
+                f"{judge(claim, results, others)['verdict']} |" for claim in again]  # fmt: skip
+        pages += ["## Again with other seeds", "\n".join(
+            [f"| # | claim | seeds {seed_range(seeds)} | seeds {seed_range(others)} |", "|---|---|---|---|", *rows])]
     file.with_suffix(".md").write_text("\n\n".join(pages) + "\n")
     print(f"report: {file.with_suffix('.md')}")

@@ -1,0 +1,300 @@
+"""The lab: its verdicts against simulated data, its tables, its runs (which may fail, be killed, or be there already),
+and its report, which has to follow from the file of results alone."""
+
+import importlib
+import json
+import math
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT, output_of, start
+
+import common
+import lab
+from core import report
+from core.evaluation import t_quantile, t_tail, verdict
+from core.experiments import Experiments, digest, pack, passed, read_results, unpack
+
+LAB = ROOT / "docs/lab.json"
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+def verdicts(true_mean, low, high, seeds=5, draws=2000):
+    """How often each verdict is given on values [seeds] with a standard error of 1."""
+    rng = np.random.default_rng(0)
+    given = [verdict(values, low, high)["verdict"] for values in rng.normal(true_mean, seeds**0.5, (draws, seeds))]
+    return {word: given.count(word) / draws for word in ("holds", "fails", "undecided")}
+
+
+LUCK = 3.3 * math.sqrt(0.025 * 0.975 / 2000)  # what 2,000 draws can be off by, once in a thousand times
+
+
+def test_quantiles_of_students_t_are_those_of_the_tables():
+    assert [round(t_quantile(0.05, df), 3) for df in (1, 4, 10)] == [12.706, 2.776, 2.228]
+    assert t_tail(2.776, 4) == pytest.approx(0.05, abs=1e-4) and t_tail(0, 4) == 1
+
+
+def test_the_interval_of_three_values_by_hand():
+    one = verdict([1.0, 2.0, 3.0], 0)  # mean 2, standard error 1 / sqrt(3), t = 4.303
+    assert one["mean"] == 2 and one["interval"] == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5], abs=1e-3)
+    assert one["verdict"] == "undecided" and one["p"] == pytest.approx(0.0742, abs=1e-3)  # t = 3.464, 2 degrees
+
+
+@pytest.mark.parametrize("low, high, mean", [(0, math.inf, 0), (-math.inf, 0, 0), (-3, 3, 3), (-3, 3, -3)])
+def test_on_the_border_each_verdict_is_given_in_at_most_one_case_in_forty(low, high, mean):
+    given = verdicts(mean, low, high)
+    assert given["holds"] <= 0.025 + LUCK and given["fails"] <= 0.025 + LUCK
+
+
+def test_a_difference_of_two_standard_errors_is_shown_in_a_third_of_the_cases_by_five_seeds():
+    given = verdicts(2, 0, math.inf)
+    assert given["holds"] == pytest.approx(0.34, abs=0.04) and given["fails"] < 0.005
+    assert verdicts(2, 0, math.inf, seeds=20)["holds"] == pytest.approx(0.48, abs=0.04)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_what_is_called_detectable_is_shown_in_four_of_five_cases(seeds):
+    error = t_quantile(0.05, seeds - 1) + t_quantile(0.4, seeds - 1)  # in standard errors, here 1
+    assert verdicts(error, 0, math.inf, seeds)["holds"] == pytest.approx(0.8, abs=0.06)
+    rng = np.random.default_rng(1)
+    stated = [verdict(values, 0)["detectable"] for values in rng.normal(0, seeds**0.5, (2000, seeds))]
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(error, rel=0.05)
+
+
+def test_equivalence_holds_inside_a_wide_margin_fails_outside_it_and_is_open_in_a_narrow_one():
+    assert verdicts(0, -6, 6)["holds"] > 0.9
+    assert verdicts(9, -3, 3)["fails"] > 0.9
+    assert verdicts(0, -1, 1)["undecided"] > 0.9
+
+
+def test_one_value_decides_nothing_and_equal_values_decide_at_once():
+    assert verdict([5.0], 0)["verdict"] == "undecided" and verdict([5.0], 0)["interval"] is None
+    assert verdict([0.1, 0.1], 0)["verdict"] == "holds" and verdict([0.0, 0.0], -1, 1)["verdict"] == "holds"
+    assert verdict([0.0, 0.0], 0)["verdict"] == "undecided" and verdict([-0.1, -0.1], 0)["verdict"] == "fails"
+
+
+def claim(*criteria):
+    """A claim about the final accuracy of a setting `run`, with a part for each criterion."""
+    parts = [("accuracy", criterion, lambda run: run["accuracy"]) for criterion in criteria]
+    return lab.Claim(1, "limit", "here", "it is so", parts)
+
+
+@pytest.mark.parametrize("criteria, expected", [
+    (["> 0"], "holds"), (["< 0"], "fails"), (["within 0.1"], "fails"), (["> 0", "< 1"], "holds"),
+    (["> 0", "> 0.5"], "undecided"), (["> 0.5", "> 1"], "fails")])  # fmt: skip
+def test_a_claim_holds_if_all_parts_hold_and_fails_if_one_fails(criteria, expected):
+    results = {f"run/{seed}": dict(accuracy=x) for seed, x in enumerate([0.4, 0.45, 0.5, 0.5, 0.55])}
+    assert report.judge(claim(*criteria), results, [0, 1, 2, 3, 4])["verdict"] == expected
+
+
+def test_seeds_without_all_records_are_left_out_and_no_records_are_no_verdict():
+    results = {f"run/{seed}": dict(accuracy=0.5 + seed / 100) for seed in (0, 1, 3)}
+    assert report.judge(claim("> 0"), results, [0, 1, 2])["parts"][0]["n"] == 2
+    assert report.judge(claim("> 0"), {}, [0, 1])["verdict"] == "not run"
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+def test_there_are_34_claims_of_known_papers_each_about_settings_that_exist():
+    assert [one.number for one in lab.CLAIMS] == list(range(1, 35))
+    for one in lab.CLAIMS:
+        assert one.paper in report.PAPERS and one.parts
+        assert set(report.needs(one)) <= set(lab.SETTINGS), one.number
+        for _, criterion, _ in one.parts:
+            low, high = report.region(criterion)
+            assert low < high
+
+
+def commands(model="tiny"):
+    """{setting: its command line}, as the lab runs it."""
+    return lab.command_lines(model, "numina-math", 0)
+
+
+@pytest.mark.parametrize("model", ["tiny", "qwen2.5-math-1.5b"])
+def test_each_settings_flags_are_those_of_its_script(model, monkeypatch):
+    for name, line in commands(model).items():
+        script, *flags = line.split()
+        for other in re.findall(r"\{(\w+)", line):
+            assert other in lab.SETTINGS, name
+        if "worlds" in script:
+            assert flags[0] in importlib.import_module("core.worlds").WORLDS
+            continue
+        module = importlib.import_module(script.removesuffix(".py"))
+        monkeypatch.setattr(sys, "argv", [script])
+        words = [flag for flag in line.replace("' wait'", "wait").split()[1:]]
+        cfg = common.parse(module.Config, "", [*words, "--seed=3", "--out=x"])
+        assert cfg.seed == 3, name
+
+
+def test_for_another_model_only_what_does_not_need_the_built_in_world_is_run():
+    settings = commands("qwen2.5-math-1.5b")
+    assert "raft_pp" in settings and "true_good" in settings and "--data numina-math" in settings["grpo"]
+    assert not {"true_bad", "search_right", "teacher", "late_wait"} & settings.keys()
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["35"], "give claims, 1 to 34"), (["x"], "give claims, 1 to 34"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
+    (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])  # fmt: skip
+def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lab.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        lab.main()
+    assert left.value.code == 2 and says in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+def test_grades_are_packed_and_unpacked_and_pass_at_k_follows_from_them():
+    right = np.random.default_rng(0).random((3, 13)) < 0.4
+    assert (unpack(pack(right), 13) == right).all()
+    run = dict(right=pack(np.array([[1, 0, 0, 0], [0, 0, 0, 0]])), samples=4)
+    assert passed(run, 1) == pytest.approx(1 / 8) and passed(run, 4) == pytest.approx(1 / 2)
+
+
+def row(problem, seed, correct, text="python 1 wait\n\\boxed{1}", tokens=10, finish="stop"):
+    return dict(problem_id=problem, problem=f"{problem}+1", gold="1", response=text, extracted="1", correct=correct,
+                tokens=tokens, finish=finish, seed=0, sample=seed)  # fmt: skip
+
+
+def test_the_digest_of_an_evaluation_by_hand(tmp_path):
+    rows = [row(0, 0, True), row(0, 1, False, tokens=20), row(1, 0, False, "no, no", 64, "length"), row(1, 1, True)]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = digest(tmp_path)
+    assert (found["accuracy"], found["python"], found["boxed"], found["truncated"]) == (0.5, 0.75, 0.75, 0.25)
+    assert (found["length_right"], found["length_wrong"], found["rejected"], found["wait"]) == (10, 20, 0.5, 0.75)
+    assert unpack(found["right"], 2).tolist() == [[1, 0], [0, 1]]
+
+
+# ------------------------------------------------------------------------------------------------ runs
+TRAINER = """
+import json, pathlib, sys, time
+flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
+out = pathlib.Path(flags["out"])
+open(out / "starts", "a").write(" ".join(sys.argv[1:]) + "\\n")
+if flags.get("fails") == flags["seed"]:
+    print("step 1 went well"); print("error: no luck today"); sys.exit(3)
+names = "reward accuracy entropy kl clip_low clip_high kept length".split()
+row = lambda step: json.dumps(dict.fromkeys(names, 0.5 + float(flags["seed"]) / 10) | dict(step=step)) + "\\n"
+done = len(open(out / "metrics.jsonl").readlines()) if (out / "metrics.jsonl").exists() else 0
+for step in range(done, int(flags.get("steps", 2))):
+    open(out / "metrics.jsonl", "a").write(row(step)); time.sleep(float(flags.get("sleep", 0)))
+(out / "final").mkdir()
+"""
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """Experiments on a script that behaves like a trainer, without the cost; settings(**lines) changes them."""
+    (tmp_path / "train.py").write_text(TRAINER)
+
+    def make(**lines):
+        settings = {name: f"{tmp_path}/train.py {line}" for name, line in lines.items()}
+        return Experiments(settings, tmp_path / "lab.json", tmp_path / "out")
+
+    return make
+
+
+def starts(one, name, seed=0):
+    """The command lines with which a run was started."""
+    return (one.folder((name, seed)) / "starts").read_text().splitlines()
+
+
+def test_runs_that_others_build_on_come_first_and_each_is_run_once(experiments):
+    one = experiments(a="--steps=2", b="--model={a}/final", c="--model={b}/final --other={a#0}")
+    todo = one.to_do([("c", 1), ("a", 1)])
+    assert todo == [("a", 1), ("b", 1), ("a", 0), ("c", 1)]
+    assert one.run_all(todo, jobs=2) == []
+    assert f"--model={one.folder(('b', 1))}/final" in starts(one, "c", 1)[0]
+    again = experiments(a="--steps=2", b="--model={a}/final", c="--model={b}/final --other={a#0}")
+    assert again.to_do([("c", 1), ("a", 1)]) == [] and len(again.results) == 4
+
+
+def test_numbers_without_their_folder_are_enough_unless_another_run_needs_it(experiments):
+    one = experiments(a="--steps=2")
+    one.run_all([("a", 0)], jobs=1)
+    shutil.rmtree(one.out)
+    assert experiments(a="--steps=2").to_do([("a", 0)]) == []
+    two = experiments(a="--steps=2", b="--model={a}")
+    assert two.to_do([("b", 0)]) == [("a", 0), ("b", 0)]
+
+
+def test_a_changed_command_line_is_run_again_from_nothing(experiments):
+    experiments(a="--steps=2").run_all([("a", 0)], jobs=1)
+    two = experiments(a="--steps=3")
+    assert two.to_do([("a", 0)]) == [("a", 0)] and two.run_all([("a", 0)], jobs=1) == []
+    assert len(starts(two, "a")) == 1 and len(two.results["a/0"]["curves"]["accuracy"]) == 2  # without step 0
+
+
+def test_a_failing_run_is_reported_with_its_last_line_and_the_others_go_on(experiments, capsys):
+    one = experiments(a="--fails=1", b="--model={a}")
+    failures = one.run_all(one.to_do([("a", 0), ("a", 1), ("b", 1), ("b", 0)]), jobs=2)
+    assert len(failures) == 2 and "a seed 1: status 3: error: no luck today" in failures[0]
+    assert failures[1] == "b seed 1: needs a seed 1"
+    assert set(read_results(one.file)) == {"a/0", "b/0"}
+    assert "failed: a seed 1" in capsys.readouterr().err
+    assert one.to_do([("a", 1), ("b", 1)]) == [("a", 1), ("b", 1)]  # tried again
+
+
+def test_a_killed_lab_takes_its_runs_along_and_goes_on_with_resume(experiments, tmp_path):
+    one = experiments(a="--steps=40 --sleep=0.1")
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
+            f"from core.experiments import Experiments; one = Experiments({one.settings!r}, Path({str(one.file)!r}), "
+            f"Path({str(one.out)!r})); one.run_all([('a', 0)], 1)")  # fmt: skip
+    process = start(sys.executable, "-c", code)
+    metrics = one.folder(("a", 0)) / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.5)
+    steps = len(metrics.read_text().splitlines())
+    time.sleep(0.5)
+    assert len(metrics.read_text().splitlines()) == steps < 40  # the run has ended too
+    assert not one.results and one.to_do([("a", 0)]) == [("a", 0)]
+    assert one.run_all([("a", 0)], jobs=1) == []
+    assert "--resume" in starts(one, "a")[1] and "--resume" not in starts(one, "a")[0]
+    assert len(metrics.read_text().splitlines()) == 40
+
+
+@pytest.mark.slow
+def test_a_real_claim_is_run_judged_and_reported(tmp_path):
+    how = ["--seeds", "100-101", "--results", tmp_path / "lab.json", "--out", tmp_path / "out", "--report"]
+    text = output_of(sys.executable, ROOT / "lab.py", "16", *how, timeout=900)
+    assert "8 runs are missing" in text and re.search(r"^16 +(holds|undecided)", text, re.MULTILINE)
+    assert len(read_results(tmp_path / "lab.json")) == 8
+    assert "| 16 | **without its template" in (tmp_path / "lab.md").read_text()
+    again = output_of(sys.executable, ROOT / "lab.py", "16", *how)
+    assert "missing" not in again
+    assert text[text.index("16  ") :] == again[again.index("16  ") :]
+
+
+# ------------------------------------------------------------------------------------------------ the report
+@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
+def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_path):
+    shutil.copy(LAB, tmp_path)
+    output_of(sys.executable, ROOT / "lab.py", "--report", "--results", tmp_path / "lab.json")
+    written = sorted(file.name for file in tmp_path.iterdir())
+    assert written == sorted(file.name for file in (ROOT / "docs").glob("lab*"))
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes(), name
+
+
+@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
+def test_the_results_are_small_complete_and_made_by_the_present_settings():
+    assert LAB.stat().st_size <= 1_000_000
+    results, settings = read_results(LAB), commands()
+    for key, record in results.items():
+        assert record["command"] == settings[key.split("/")[0]], key
+
+
+@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
+def test_readme_shows_the_reports_own_table():
+    rows = re.findall(r"^\| `\w+\.py.*", (ROOT / "docs/lab.md").read_text(), re.MULTILINE)
+    assert len(rows) == 6
+    for one in rows:
+        assert one in Path(ROOT / "README.md").read_text()
