@@ -6,10 +6,10 @@
     python lab.py --report               write docs/lab.md and its figures from docs/lab.json, without running anything
     python lab.py 1 3 --model qwen2.5-math-1.5b --data numina-math --steps 150 --launcher "torchrun --nproc-per-node 8"
 
-The two tables below are the heart. SETTINGS: the command lines of our own scripts. CLAIMS: what a paper says, the
-quantity that tells, one number per seed, and where its mean has to lie for the claim to hold. Verdicts come from 95 %
-intervals over seeds: `holds` if the interval lies where the claim says, `fails` if it lies elsewhere, else `undecided`
-(core.evaluation.verdict). Criteria and settings were fixed before the seeds of the report were run.
+The two tables are the heart. SETTINGS: command lines of our own scripts. CLAIMS: what a paper says, the quantities that
+tell, one number per seed, and where their means have to lie for the claim to hold. A verdict comes from 95 % intervals
+over seeds (core.report.judge): `holds` if they lie where the claim says, `fails` if one lies elsewhere, else
+`undecided`. Settings and criteria were fixed before the seeds of the report were run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 import grpo
 import reinforce_rej
 from core import report
-from core.config import ROOT, fail
+from core.config import ROOT, bad_input, fail
 from core.experiments import (Experiments, accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
                               only, passed, scatter, scatter_of_means, slope, to_python)  # fmt: skip
 from core.rollout import token_weights
@@ -198,8 +198,7 @@ CLAIMS = [
         ("final accuracy, GRPO - RAFT++", "> 0", lambda grpo, raft_pp: last(grpo) - last(raft_pp))],
         "30 steps, not 250"),
     Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
-        ("KL, first third, RAFT++ - GRPO", "> 0",
-         lambda raft_pp, grpo: early(raft_pp, "kl") - early(grpo, "kl"))]),
+        ("KL, first third, RAFT++ - GRPO", "> 0", lambda raft_pp, grpo: early(raft_pp, "kl") - early(grpo, "kl"))]),
     Claim(5, "minimalist", "figure 2", "clip-higher keeps RAFT++'s entropy up and costs no reward", [
         ("entropy, last third, 0.28 - 0.2", "> 0",
          lambda clip_higher, raft_pp: mean(clip_higher, "entropy", 2 / 3) - mean(raft_pp, "entropy", 2 / 3)),
@@ -220,8 +219,7 @@ CLAIMS = [
          lambda mean_zero, reinforce: late(mean_zero, "accuracy") - late(reinforce, "accuracy"))]),
     Claim(9, "minimalist", "figure 4, table 1", "Reinforce-Rej is as good as GRPO at a smaller KL", [
         ("final accuracy, Reinforce-Rej - GRPO", "within 0.02", lambda rej, grpo: last(rej) - last(grpo)),
-        ("KL, last half, Reinforce-Rej - GRPO", "< 0",
-         lambda rej, grpo: late(rej, "kl") - late(grpo, "kl"))]),
+        ("KL, last half, Reinforce-Rej - GRPO", "< 0", lambda rej, grpo: late(rej, "kl") - late(grpo, "kl"))]),
     Claim(10, "minimalist", "its code", "as released, Reinforce-Rej gives wrong answers no gradient", [
         ("gradient on wrong answers, rewards 0 and 1", "within 1e-9", lambda: weight_on_wrong(0.0)),
         ("gradient on wrong answers, rewards -1 and 1", "> 0.5", lambda: weight_on_wrong(-1.0))]),
@@ -340,7 +338,7 @@ CLAIMS = [
         ("final accuracy, wrong - right search", "within 0.1",
          lambda search_wrong, search_right: last(search_wrong) - last(search_right)),
         ("rejected attempts per response, gained by RL", "> 0", lambda search_right: gain(search_right, "rejected"))],
-        "the order of three operations is searched, not of numbers; one primed base of each kind, seeds are those of RL"),
+        "orders of three operations are searched, not of numbers; one primed base of each kind"),
     Claim(34, "reflection", "figures 3 to 5", "told to wait a model corrects itself, better with more pretraining", [
         ("accuracy at the end of pretraining, wait - nothing", "> 0",
          lambda late_wait, late_none: accuracy(late_wait) - accuracy(late_none)),
@@ -363,7 +361,7 @@ def main():
     parser.add_argument("--out", default="out/lab", help="folder for the runs")
     parser.add_argument("--model", default="tiny", help="as for the scripts; some claims need the built-in one")
     parser.add_argument("--data", default="numina-math", help="with --model: what to train on")
-    parser.add_argument("--steps", type=int, default=0, help="with --model: training steps (default 300)")
+    parser.add_argument("--steps", type=int, default=0, help="training steps (default 30; with --model 300)")
     parser.add_argument("--launcher", default="", help="what starts a script instead of python, such as torchrun ...")
     args = parser.parse_args()
     first, _, end = args.seeds.partition("-")
@@ -374,12 +372,12 @@ def main():
     out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
     file = Path(args.results or (ROOT / "docs/lab.json" if args.model == "tiny" else out / "lab.json"))
     settings = command_lines(args.model, args.data, args.steps)
-    lab = Experiments(settings, file, out.resolve(), args.launcher)
+    with bad_input(f"{file}: "):
+        lab = Experiments(settings, file, out.resolve(), args.launcher)
     chosen = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
-    names = {name: None for claim in chosen for name in report.needs(claim) if name in settings}
-    if chosen == CLAIMS:
-        names |= dict.fromkeys(settings)  # those as well that only a figure shows
-    todo = lab.to_do([(name, seed) for seed in seeds for name in names])
+    names = dict.fromkeys(name for claim in chosen for name in report.needs(claim))
+    names = settings if chosen == CLAIMS else names.keys() & settings  # some are there for a figure alone
+    todo = lab.to_do([(name, seed) for seed in seeds for name in settings if name in names])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failures = lab.run_all(todo, args.jobs)

@@ -102,9 +102,9 @@ def solution(problem: str, name: str, error: float, rng: random.Random) -> str:
 
 def style(text: str) -> str:
     """The name of the style that a response is written in."""
-    if "python" in text or "\\boxed{" not in text:
-        return "python" if "python" in text else "nobox"
-    return "wait" if "wait" in text else "direct" if text.startswith("\\boxed{") else "steps"
+    signs = {"python": "python" in text, "nobox": "\\boxed{" not in text, "wait": "wait" in text}
+    signs |= {"direct": text.startswith("\\boxed{"), "steps": True}
+    return next(name for name, there in signs.items() if there)
 
 
 def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -12,5 +12,8 @@ policy        the trainable model
 checkpoint    the output folder of a run
 processes     torchrun's processes
 plan          the memory that training needs
-evaluation    statistics of evaluations, and the files in which they are saved
+evaluation    statistics of evaluations and experiments, and the files in which responses are saved
+experiments   the lab's runs, and the numbers that are kept of them
+report        the lab's verdicts, its figures and its page
+worlds        a teacher, primed and half-trained models, a miniature Countdown, for the lab
 """

@@ -257,13 +257,13 @@ class Experiments:
         return [*start, str(ROOT / script), *flags, *resume, f"--seed={run[1]}", f"--out={self.folder(run)}"]
 
     def start(self, run, threads: int):
-        """The process of a run, which writes its output to log.txt in its folder."""
-        folder, note = self.folder(run), self.folder(run) / "command.txt"
+        """The process of a run, which writes its output to sSEED.log beside its folder."""
+        folder, note = self.folder(run), self.folder(run).with_suffix(".command")
         if note.exists() and note.read_text() != self.settings[run[0]]:
-            shutil.rmtree(folder)  # begun under other settings
-        folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # begun under other settings
+        folder.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(self.settings[run[0]])
-        with open(folder / "log.txt", "w") as log:
+        with open(folder.with_suffix(".log"), "w") as log:
             return subprocess.Popen(self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
                                     preexec_fn=die_with_parent)  # fmt: skip
@@ -308,7 +308,7 @@ class Experiments:
                                 raise ValueError(f"status {process.returncode}")
                             self.finish(run, time.time() - began)
                         except (OSError, ValueError, KeyError) as error:
-                            log = self.folder(run) / "log.txt"
+                            log = self.folder(run).with_suffix(".log")
                             words = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1][-LAST_WORDS:]
                             failures[run] = f"{error}: {words} ({log})"
                             tqdm.write(f"failed: {run[0]} seed {run[1]}: {failures[run]}", file=sys.stderr)

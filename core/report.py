@@ -82,11 +82,17 @@ FILES = dict(raft="raft.py", raft_pp="raft_pp.py", rej="reinforce_rej.py", grpo=
              dpo="iterative_dpo.py")  # fmt: skip
 VARIANTS = dict(reinforce="Reinforce", mean_zero="+ mean zero", remove_correct="+ remove all correct",
                 remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")  # fmt: skip
-CLIPPING = dict(random_good="8 updates, clip", no_clip="8 updates, no clip", one_update="one update",
+CLIPPING = dict(random_good="8 updates, clip", random_no_clip="8 updates, no clip", one_update="one update",
                 small_rollout="one update, small rollout")  # fmt: skip
 REWARDS = dict(true="truth", vote="votes", incorrect="wrong labels", format="format", random="random")
 SEARCH = dict(search_right="search, right", search_wrong="search, wrong", search_direct="direct", search_dots="dots")
 KS = [2**i for i in range(9)]
+
+
+def filled(data: dict) -> dict:
+    """A panel's data without the lines and bars for which there are no runs yet."""
+    inner = {label: filled(x) if isinstance(x, dict) else x for label, x in data.items()}
+    return {label: x for label, x in inner.items() if len(x[1] if isinstance(x, tuple) else x)}
 
 
 def curve(runs, names: dict[str, str], metric: str, x="") -> dict:
@@ -302,12 +308,13 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
         pages += ["How these experiments differ from the paper's:\n\n" + "\n".join(here)] if here else []
         pages += [TENSION, "All algorithms, mean ± standard deviation over seeds:", table(runs)] if number == 1 else []
         for name, of, panels, caption in FIGURES:
-            drawn = [panel for panel in panels(runs) if panel[1]] if of == paper else []
+            all_panels = panels(runs) if of == paper else []
+            drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := filled(data))]
             if drawn:
                 picture = file.with_name(f"{file.stem}-{name}.png")
                 plot.draw_panels(drawn, picture)
-                pages += [f"![{caption}]({picture.name})", f"*{caption}. Seeds: {seed_range(seeds)}; bands are one "
-                          "standard deviation over seeds, dots are seeds.*"]  # fmt: skip
+                pages += [f"![{caption}]({picture.name})", f"*{caption}. n = {len(seeds)} (seeds {seed_range(seeds)}); "
+                          "bands are one standard deviation over seeds, dots are seeds.*"]  # fmt: skip
     others = sorted({int(key.split("/")[1]) for key in results} - set(seeds))
     repeated = lambda claim: all(f"{name}/{seed}" in results for name in needs(claim) for seed in others)
     again = [claim for claim in claims if others and needs(claim) and repeated(claim)]

@@ -174,6 +174,9 @@ TRAINER = """
 import json, pathlib, sys, time
 flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:] if "=" in flag)
 out = pathlib.Path(flags["out"])
+if out.exists() and "--resume" not in sys.argv:
+    out.rename(str(out) + ".1")  # as the training scripts do
+out.mkdir(parents=True, exist_ok=True)
 open(out / "starts", "a").write(" ".join(sys.argv[1:]) + "\\n")
 if flags.get("fails") == flags["seed"]:
     print("step 1 went well"); print("error: no luck today"); sys.exit(3)
