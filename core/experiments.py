@@ -307,6 +307,8 @@ class Experiments:
                             if process.returncode:
                                 raise ValueError(f"status {process.returncode}")
                             self.finish(run, time.time() - began)
+                            if bar.disable:  # no terminal: a line in place of the bar
+                                print(f"{run[0]} seed {run[1]}: {time.time() - began:.0f} s", flush=True)
                         except (OSError, ValueError, KeyError) as error:
                             log = self.folder(run).with_suffix(".log")
                             words = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1][-LAST_WORDS:]

@@ -137,6 +137,8 @@ def passes(runs):
         return []
     k = crossing(np.mean(curves["base"], 0), np.mean(curves["end"], 0))
     title = f"base and GRPO cross at k = {k}" if k else "base and GRPO do not cross"
+    if k:
+        lines["crossing"] = [k, k], [[0, 1]]
     return [(plot.draw_powers, lines, title, "k (log axis)", "pass@k, share of problems")]
 
 
