@@ -217,14 +217,19 @@ class Experiments:
         found = re.findall(REFERENCE, self.settings[run[0]])
         return [(name, int(seed) if seed else run[1]) for name, seed in found]
 
+    def whole(self, name: str) -> str:
+        """A setting's command line, with those of the settings that it builds on in their places: if any of them
+        changes, so does this, and old runs no longer count."""
+        return re.sub(REFERENCE, lambda match: f"{{{self.whole(match[1])}}}", self.settings[name])
+
     def known(self, run) -> bool:
         """Whether the numbers of this run are there, from the same command line."""
-        return self.results.get("/".join(map(str, run)), {}).get("command") == self.settings[run[0]]
+        return self.results.get("/".join(map(str, run)), {}).get("command") == self.whole(run[0])
 
     def complete(self, run) -> bool:
         """Whether this run's folder is there and finished, from the same command line."""
         marker = self.folder(run) / "finished.json"
-        return marker.exists() and json.loads(marker.read_text())["command"] == self.settings[run[0]]
+        return marker.exists() and json.loads(marker.read_text())["command"] == self.whole(run[0])
 
     def to_do(self, wanted: list[tuple]) -> list[tuple]:
         """The runs that are missing for the wanted ones, those that others build on before them."""
@@ -259,24 +264,34 @@ class Experiments:
     def start(self, run, threads: int):
         """The process of a run, which writes its output to sSEED.log beside its folder."""
         folder, note = self.folder(run), self.folder(run).with_suffix(".command")
-        if note.exists() and note.read_text() != self.settings[run[0]]:
+        if note.exists() and note.read_text() != self.whole(run[0]):
             shutil.rmtree(folder, ignore_errors=True)  # begun under other settings
         folder.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(self.settings[run[0]])
+        note.write_text(self.whole(run[0]))
         with open(folder.with_suffix(".log"), "w") as log:
             return subprocess.Popen(self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
                                     preexec_fn=die_with_parent)  # fmt: skip
 
-    def finish(self, run, seconds: float):
-        """Keep the numbers of a run that has ended; raises an OSError, ValueError or KeyError if it left none."""
-        found = digest(self.folder(run))
-        if not (self.folder(run) / "final").exists() and not found.keys() & {"right", "perplexity"}:
-            raise ValueError("it ended early")
-        record = dict(command=self.settings[run[0]], seconds=round(seconds, 1)) | found
-        (self.folder(run) / "finished.json").write_text(json.dumps(record))
+    def end(self, run, status: int, seconds: float) -> str:
+        """Keep the numbers of a run that has ended with an exit status; or why there are none, with its log's last
+        line."""
+        folder = self.folder(run)
+        try:
+            if status:
+                raise ValueError(f"status {status}")
+            found = digest(folder)
+            if not (folder / "final").exists() and not found.keys() & {"right", "perplexity"}:
+                raise ValueError("it ended early")
+        except (OSError, ValueError, KeyError) as error:
+            log = folder.with_suffix(".log")
+            last_line = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1]
+            return f"{error}: {last_line[-LAST_WORDS:]} ({log})"
+        record = dict(command=self.whole(run[0]), seconds=round(seconds, 1)) | found
+        (folder / "finished.json").write_text(json.dumps(record))
         self.results = read_results(self.file) | {"/".join(map(str, run)): record}
         write_results(self.file, self.results)
+        return ""
 
     def run_all(self, todo: list[tuple], jobs: int) -> list[str]:
         """Run what is to do, `jobs` at a time; a line for each run that failed or could not be tried."""
@@ -291,29 +306,21 @@ class Experiments:
                         before = [other for other in self.first(run) if not self.complete(other)]
                         if lost := [other for other in before if other in failures]:
                             failures[run] = f"needs {lost[0][0]} seed {lost[0][1]}"
-                            waiting.remove(run)
-                            bar.update()
                         elif not before and len(running) < jobs:
                             running[run] = self.start(run, threads), time.time()
+                        if run in failures or run in running:
                             waiting.remove(run)
                     bar.set_postfix_str(", ".join(f"{name} {seed}" for name, seed in running))
                     time.sleep(0.2)
-                    for run, (process, began) in list(running.items()):
-                        if process.poll() is None:
-                            continue
-                        del running[run]
-                        bar.update()
-                        try:
-                            if process.returncode:
-                                raise ValueError(f"status {process.returncode}")
-                            self.finish(run, time.time() - began)
-                            if bar.disable:  # no terminal: a line in place of the bar
-                                print(f"{run[0]} seed {run[1]}: {time.time() - began:.0f} s", flush=True)
-                        except (OSError, ValueError, KeyError) as error:
-                            log = self.folder(run).with_suffix(".log")
-                            words = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1][-LAST_WORDS:]
-                            failures[run] = f"{error}: {words} ({log})"
-                            tqdm.write(f"failed: {run[0]} seed {run[1]}: {failures[run]}", file=sys.stderr)
+                    for run in [run for run, (process, _) in running.items() if process.poll() is not None]:
+                        process, began = running.pop(run)
+                        name, seconds = f"{run[0]} seed {run[1]}", time.time() - began
+                        if reason := self.end(run, process.returncode, seconds):
+                            failures[run] = reason
+                            tqdm.write(f"failed: {name}: {reason}", file=sys.stderr)
+                        elif bar.disable:  # no terminal: a line in place of the bar
+                            print(f"{name}: {seconds:.0f} s", flush=True)
+                    bar.update(len(todo) - len(waiting) - len(running) - bar.n)
         finally:  # also on Ctrl-C and SIGTERM: training leaves with a checkpoint, eval.py with what is complete
             for process, _ in running.values():
                 process.terminate()

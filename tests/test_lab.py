@@ -232,6 +232,12 @@ def test_a_changed_command_line_is_run_again_from_nothing(experiments):
     assert len(starts(two, "a")) == 1 and len(two.results["a/0"]["curves"]["accuracy"]) == 2  # without step 0
 
 
+def test_a_change_of_what_a_run_builds_on_is_a_change_of_the_run(experiments):
+    experiments(a="--steps=2", b="--model={a}").run_all([("a", 0), ("b", 0)], jobs=1)
+    assert experiments(a="--steps=2", b="--model={a}").to_do([("b", 0)]) == []
+    assert experiments(a="--steps=3", b="--model={a}").to_do([("b", 0)]) == [("a", 0), ("b", 0)]
+
+
 def test_a_failing_run_is_reported_with_its_last_line_and_the_others_go_on(experiments, capsys):
     one = experiments(a="--fails=1", b="--model={a}")
     failures = one.run_all(one.to_do([("a", 0), ("a", 1), ("b", 1), ("b", 0)]), jobs=2)
@@ -290,9 +296,10 @@ def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_pa
 @pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
 def test_the_results_are_small_complete_and_made_by_the_present_settings():
     assert LAB.stat().st_size <= 1_000_000
-    results, settings = read_results(LAB), commands()
-    for key, record in results.items():
-        assert record["command"] == settings[key.split("/")[0]], key
+    one = Experiments(commands(), LAB, Path("out"))
+    assert one.results
+    for key, record in one.results.items():
+        assert record["command"] == one.whole(key.split("/")[0]), key
 
 
 @pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
