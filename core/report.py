@@ -95,13 +95,14 @@ def filled(data: dict) -> dict:
     return {label: x for label, x in inner.items() if len(x[1] if isinstance(x, tuple) else x)}
 
 
-def curve(runs, names: dict[str, str], metric: str, x="") -> dict:
-    """{label: (steps or another metric, values [seeds, steps])} of the settings {name: label} that have runs."""
+def curve(runs, names: dict[str, str], metric: str, x="", window=5) -> dict:
+    """{label: (steps or another metric, values [seeds, steps])} of the settings {name: label} that have runs; moving
+    averages over `window` steps."""
     lines = {}
     for name, label in names.items():
         if seeds := [run["curves"] for run in runs(name) if metric in run["curves"]]:
-            values = [plot.moving_average(np.array(run[metric], dtype=float), 5) for run in seeds]
-            across = [plot.moving_average(np.array(run[x], dtype=float), 5) for run in seeds] if x else None
+            values = [plot.moving_average(np.array(run[metric], dtype=float), window) for run in seeds]
+            across = [plot.moving_average(np.array(run[x], dtype=float), window) for run in seeds] if x else None
             lines[label] = across or range(1, len(values[0]) + 1), values
     return lines
 
@@ -122,8 +123,8 @@ def variants(runs):
 
 
 def reward_against_kl(runs):
-    names = {name: ALGORITHMS[name] for name in ("rej", "grpo", "raft_pp")} | dict(mean_zero="Reinforce + mean zero")
-    return [(plot.draw_seeds, curve(runs, names, "accuracy", "kl"), "accuracy at a KL, means over seeds",
+    names = dict(rej="Reinforce-Rej", grpo="GRPO", mean_zero="Reinforce + mean zero")
+    return [(plot.draw_seeds, curve(runs, names, "accuracy", "kl", window=10), "accuracy at a KL, means over seeds",
              "KL to the initial policy, nats per token", "training accuracy")]  # fmt: skip
 
 
@@ -150,7 +151,8 @@ def spurious(runs):
 
 def clipping(runs):
     panels = training(runs, CLIPPING, "accuracy", "entropy")
-    groups = {label: {"python": [gain(run, "python") for run in runs(name)]} for name, label in CLIPPING.items()}
+    groups = {label.replace(", ", ",\n"): {"python": [gain(run, "python") for run in runs(name)]}
+              for name, label in CLIPPING.items()}  # fmt: skip
     return [*panels, (plot.draw_groups, groups, "share of the python style", "", "after - before")]
 
 
@@ -190,10 +192,11 @@ def lengths(runs):
 
 
 def flows(runs):
-    groups = {reward: {cell: [run["transitions"][cell]["contribution"] for run in runs(f"{name}_good")]
-                       for cell in ("python to python", "python to words", "words to python", "words to words")}
-              for name, reward in REWARDS.items() if name in ("true", "vote", "format")}  # fmt: skip
-    return [(plot.draw_groups, groups, "who contributes to the gain", "reward", "share of the gain in accuracy")]
+    names = dict(true_good="truth", vote_good="votes", true_bad="truth,\npython the worse style")
+    cells = ("python to python", "python to words", "words to python", "words to words")
+    groups = {label: {cell: [run["transitions"][cell]["contribution"] for run in runs(name)] for cell in cells}
+              for name, label in names.items()}  # fmt: skip
+    return [(plot.draw_groups, groups, "who contributes to the gain", "what is rewarded", "share of the gain")]
 
 
 def search(runs):
@@ -216,7 +219,8 @@ FIGURES = [  # name, paper, what draws it, caption
     ("methods", "minimalist", methods, "The algorithms on the same problems, moving average of 5 steps; iterative DPO "
      "has few long iterations in place of steps"),
     ("variants", "minimalist", variants, "Reinforce and its variants, moving average of 5 steps"),
-    ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy"),
+    ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy, moving average of "
+     "10 steps"),
     ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
     ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
     ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one, and "
