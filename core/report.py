@@ -219,8 +219,8 @@ FIGURES = [  # name, paper, what draws it, caption
     ("methods", "minimalist", methods, "The algorithms on the same problems, moving average of 5 steps; iterative DPO "
      "has few long iterations in place of steps"),
     ("variants", "minimalist", variants, "Reinforce and its variants, moving average of 5 steps"),
-    ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy, moving average of "
-     "10 steps"),
+    ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy, moving average "
+     "of 10 steps"),
     ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
     ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
     ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one, and "
