@@ -236,15 +236,16 @@ Of {len(found)} claims: {counts}. {len(own)} runs, {hours:.1f} hours of one proc
 Seeds {seed_range(seeds)}.
 
 The seed is the unit: differences are taken between runs of the same seed, and the interval is the 95 % one of
-Student's t over seeds. A part **holds** if its interval lies where the criterion says, **fails** if it lies elsewhere,
-and is **undecided** otherwise; then "shows" is the distance from the border that this many seeds would have shown with
-a chance of 80 %. A claim holds if all of its parts hold and fails if one fails. Equivalence ("within") is judged by
-the same interval, so by two one-sided tests at 2.5 %. The last column is the p-value of the part that decides,
-adjusted by Holm's method over all sampled claims; `computed` claims need no samples. Five seeds show a difference of
-two standard errors in a third of the cases, and one of 3.7 in four of five: `undecided` is not `no`. All models have
-0.7 million parameters and all problems are nested sums, so a verdict says whether a claim carries over to this world,
-not whether it is true in the paper's. Settings were tuned on seeds from 100 up; the criteria stood before seeds 0 to 4
-were run. The sentences after the counts under "We see" were written by hand, for the results that come with the code."""
+Student's t over seeds. A part **holds** if its interval lies where the criterion says, **fails** if it lies
+elsewhere, and is **undecided** otherwise; then "shows" is the distance from the border that this many seeds would
+have shown with a chance of 80 %. A claim holds if all of its parts hold and fails if one fails. Equivalence
+("within") is judged by the same interval, so by two one-sided tests at 2.5 %. The last column is the p-value of
+the part that decides, adjusted by Holm's method over all sampled claims; `computed` claims need no samples. Five
+seeds show a difference of two standard errors in a third of the cases, and one of 3.7 in four of five: `undecided`
+is not `no`. All models have 0.7 million parameters and all problems are nested sums, so a verdict says whether a
+claim carries over to this world, not whether it is true in the paper's. Settings were tuned on seeds from 100 up;
+the criteria stood before seeds 0 to 4 were run. The sentences after the counts under "We see" were written by
+hand, for the results that come with the code."""
 
 
 def value(part: dict) -> str:
