@@ -14,6 +14,6 @@ processes     torchrun's processes
 plan          the memory that training needs
 evaluation    statistics of evaluations and experiments, and the files in which responses are saved
 experiments   the lab's runs, and the numbers that are kept of them
-report        the lab's verdicts, its figures and its page
+report        the lab's verdicts, its figures and its page; papers: its prose
 worlds        a teacher, primed and half-trained models, a miniature Countdown, for the lab
 """

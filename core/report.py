@@ -281,10 +281,11 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
                 "|---|---|---|---|---|---|"]  # fmt: skip
         rows += [row for claim in own for row in claim_rows(claim, found[claim.number])]
         here = [f"- {claim.number}: {claim.differs}." for claim in own if claim.differs]
-        pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says}",
-                  f"**We see:** {seen}. {sees}", "\n".join(rows)]
+        pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
+                  f"**We see:** {seen}. {sees.strip()}", "\n".join(rows)]
         pages += ["How these experiments differ from the paper's:\n\n" + "\n".join(here)] if here else []
-        pages += [TENSION, "All algorithms, mean ± standard deviation over seeds:", table(runs)] if number == 1 else []
+        if paper == "minimalist":
+            pages += [TENSION.strip(), "All algorithms, mean ± standard deviation over seeds:", table(runs)]
         for name, of, panels, caption in FIGURES:
             all_panels = panels(runs) if of == paper else []
             drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := filled(data))]
