@@ -220,11 +220,17 @@ def seed_range(seeds: list[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
 
 
+def tally(found) -> str:
+    """Verdicts, counted: "14 hold, 1 fails, 17 undecided"."""
+    verdicts, parts = [one["verdict"] for one in found], []
+    for word in ("holds", "fails", "undecided", "not run"):
+        if count := verdicts.count(word):
+            parts.append(f"{count} {word if count == 1 else word.removesuffix('s')}")
+    return ", ".join(parts)
+
+
 def open_page(found: dict, results: dict, seeds: list[int]) -> str:
     """The first paragraphs: what this page is, how verdicts are made, how many there are of which kind."""
-    verdicts = [one["verdict"] for one in found.values()]
-    words = [word for word in ("holds", "fails", "undecided", "not run") if word in verdicts]
-    counts = ", ".join(f"{verdicts.count(word)} {word}" for word in words)
     own = [record for key, record in results.items() if int(key.split("/")[1]) in seeds]
     hours = sum(record["seconds"] for record in own) / 3600
     return f"""# The lab: do the papers' claims hold on a laptop?
@@ -232,8 +238,8 @@ def open_page(found: dict, results: dict, seeds: list[int]) -> str:
 Written by `python lab.py --report` from the file of results beside it; change lab.py or core/report.py, not this page.
 `python lab.py 17 --results out/mine.json` repeats claim 17 from nothing, `python lab.py all` the rest.
 
-Of {len(found)} claims: {counts}. {len(own)} runs, {hours:.1f} hours of one process each, two at a time on two cores.
-Seeds {seed_range(seeds)}.
+Of {len(found)} claims: {tally(found.values())}. {len(own)} runs of one process each, {hours:.1f} hours in all;
+two at a time on two cores they take half of that. Seeds {seed_range(seeds)}.
 
 The seed is the unit: differences are taken between runs of the same seed, and the interval is the 95 % one of
 Student's t over seeds. A part **holds** if its interval lies where the criterion says, **fails** if it lies
@@ -274,15 +280,12 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
     pages = [open_page(found, results, seeds)]
     for number, (paper, (title, arxiv, says, sees)) in enumerate(PAPERS.items(), 1):
         own = [claim for claim in claims if claim.paper == paper]
-        counts = {word: sum(found[claim.number]["verdict"] == word for claim in own)
-                  for word in ("holds", "fails", "undecided", "not run")}  # fmt: skip
-        seen = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         rows = ["| # | claim, and what has to hold | measured, 95 % interval | n | verdict | p, Holm |",
                 "|---|---|---|---|---|---|"]  # fmt: skip
         rows += [row for claim in own for row in claim_rows(claim, found[claim.number])]
         here = [f"- {claim.number}: {claim.differs}." for claim in own if claim.differs]
         pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
-                  f"**We see:** {seen}. {sees.strip()}", "\n".join(rows)]
+                  f"**We see:** {tally(found[claim.number] for claim in own)}. {sees.strip()}", "\n".join(rows)]
         pages += ["How these experiments differ from the paper's:\n\n" + "\n".join(here)] if here else []
         if paper == "minimalist":
             pages += [TENSION.strip(), "All algorithms, mean ± standard deviation over seeds:", table(runs)]
