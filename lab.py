@@ -189,7 +189,7 @@ CLAIMS = [
     Claim(2, "minimalist", "figure 2", "without the clip RAFT++ is worse, even than RAFT", [
         ("final accuracy, RAFT++ - without clip", "> 0", lambda raft_pp, no_clip: last(raft_pp) - last(no_clip)),
         ("final accuracy, RAFT - RAFT++ without clip", "> 0", lambda raft, no_clip: last(raft) - last(no_clip))],
-        "the clip binds on about one token in a thousand"),
+        "the clip binds on less than one token in a thousand"),
     Claim(3, "minimalist", "figures 1, 3", "RAFT++ learns faster early, its entropy collapses, GRPO passes it late", [
         ("training accuracy, first third, RAFT++ - GRPO", "> 0",
          lambda raft_pp, grpo: early(raft_pp, "accuracy") - early(grpo, "accuracy")),
@@ -204,7 +204,7 @@ CLAIMS = [
          lambda clip_higher, raft_pp: mean(clip_higher, "entropy", 2 / 3) - mean(raft_pp, "entropy", 2 / 3)),
         ("training accuracy, last third, 0.28 - 0.2", "> -0.02",
          lambda clip_higher, raft_pp: mean(clip_higher, "accuracy", 2 / 3) - mean(raft_pp, "accuracy", 2 / 3))],
-        "the clip binds on about one token in a thousand"),
+        "the clip binds on less than one token in a thousand"),
     Claim(6, "minimalist", "figure 4", "all-wrong prompts harm Reinforce; all-right ones do not", [
         ("training accuracy, last half, remove wrong - Reinforce", "> 0",
          lambda remove_wrong, reinforce: late(remove_wrong, "accuracy") - late(reinforce, "accuracy")),
