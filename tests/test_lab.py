@@ -248,6 +248,7 @@ def test_a_failing_run_is_reported_with_its_last_line_and_the_others_go_on(exper
     assert one.to_do([("a", 1), ("b", 1)]) == [("a", 1), ("b", 1)]  # tried again
 
 
+@pytest.mark.slow
 def test_a_killed_lab_takes_its_runs_along_and_goes_on_with_resume(experiments, tmp_path):
     one = experiments(a="--steps=40 --sleep=0.1")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
@@ -283,7 +284,7 @@ def test_a_real_claim_is_run_judged_and_reported(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ the report
-@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
+@pytest.mark.slow
 def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_path):
     shutil.copy(LAB, tmp_path)
     output_of(sys.executable, ROOT / "lab.py", "--report", "--results", tmp_path / "lab.json")
@@ -293,7 +294,6 @@ def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_pa
         assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes(), name
 
 
-@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
 def test_the_results_are_small_complete_and_made_by_the_present_settings():
     assert LAB.stat().st_size <= 1_000_000
     one = Experiments(commands(), LAB, Path("out"))
@@ -302,7 +302,6 @@ def test_the_results_are_small_complete_and_made_by_the_present_settings():
         assert record["command"] == one.whole(key.split("/")[0]), key
 
 
-@pytest.mark.skipif(not LAB.exists(), reason="docs/lab.json is not there yet")
 def test_readme_shows_the_reports_own_table():
     rows = re.findall(r"^\| `\w+\.py.*", (ROOT / "docs/lab.md").read_text(), re.MULTILINE)
     assert len(rows) == 6
