@@ -13,8 +13,6 @@ and every setting that moves them; and a figure of the same name. The same comma
 """
 
 import json
-import math
-import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -27,8 +25,8 @@ import plot
 import torch
 from common import arg, bad_input, fail, say, tqdm
 from core.data import DATA, encode, load_data
-from core.evaluation import (crossing, describe, holm, maj_at_k, pass_at_k, permutation_p, read_responses, solvable,
-                             spread, transitions, with_interval)  # fmt: skip
+from core.evaluation import (count, crossing, describe, holm, maj_at_k, mean_lengths, pass_at_k, permutation_p,
+                             read_responses, solvable, spread, transitions, with_interval)  # fmt: skip
 from core.processes import all_reduce, rank
 from core.rollout import Batch, examine, score
 from core.verify import extract, last_boxed, normalise
@@ -85,11 +83,6 @@ def checked(function, *args):
         return function(*args)
 
 
-def count(pattern: str, texts) -> np.ndarray:
-    """How often a pattern occurs in each of the texts [P, n], in upper or lower case."""
-    return np.vectorize(lambda text: len(re.findall(pattern, text, re.IGNORECASE)), otypes=[float])(texts)
-
-
 def rows_of(saved: dict[str, np.ndarray]) -> list[dict]:
     """The rows {column: value} of columns [P, n], the samples of a problem together."""
     return [dict(zip(saved, values)) for values in zip(*[column.flat for column in saved.values()])]
@@ -102,15 +95,6 @@ def majority(saved: dict[str, np.ndarray], right: np.ndarray, ks: list[int]) -> 
         wrong = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
         curves.append(maj_at_k(int(hits.sum()), list(wrong.values()), ballots, [k for k in ks if k <= ballots]))
     return curves
-
-
-def mean_lengths(tokens, right, among) -> dict[str, float]:
-    """Mean length in tokens of the right and of the wrong responses among these; all arguments [P, n]."""
-    lengths = {}
-    for word, value in (("right", 1), ("wrong", 0)):
-        chosen = (right == value) & among
-        lengths[word] = float(tokens[chosen].mean()) if chosen.any() else math.nan
-    return lengths
 
 
 def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:

@@ -5,6 +5,7 @@ P problems, n samples (responses) of each, from S seeds."""
 
 import functools
 import math
+import re
 from collections import Counter
 from importlib import metadata
 
@@ -150,6 +151,20 @@ def crossing(a, b) -> int | None:
     first = ahead[np.argmax(ahead != 0)]
     crossed = ahead * first < 0
     return int(crossed.argmax()) + 1 if crossed.any() else None
+
+
+def count(pattern: str, texts) -> np.ndarray:
+    """How often a pattern occurs in each of the texts [P, n], in upper or lower case."""
+    return np.vectorize(lambda text: len(re.findall(pattern, text, re.IGNORECASE)), otypes=[float])(texts)
+
+
+def mean_lengths(tokens, right, among) -> dict[str, float]:
+    """Mean length in tokens of the right and of the wrong responses among these; all arguments [P, n]."""
+    lengths = {}
+    for word, value in (("right", 1), ("wrong", 0)):
+        chosen = (right == value) & among
+        lengths[word] = float(tokens[chosen].mean()) if chosen.any() else math.nan
+    return lengths
 
 
 def solvable(a, b) -> dict[str, list[int]]:

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core.config import ROOT
-from core.evaluation import pass_at_k, read_responses, transitions
+from core.evaluation import count, mean_lengths, pass_at_k, read_responses, transitions
 
 CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
 LAST_WORDS = 200  # characters of a failed run's log that are shown
@@ -32,7 +32,7 @@ GUESS = 60  # seconds that a run takes, as long as no other run of its setting h
 
 # ------------------------------------------------------------------------------------------------ what is kept
 def shorten(x):
-    """A number with the four digits that matter, which keeps the file of results small."""
+    """A number with the four digits that matter, which keeps the file of results small; None for None and NaN."""
     return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
 
 
@@ -42,13 +42,11 @@ def numbers(file) -> dict:
     saved = read_responses(file)
     right, texts = saved["correct"].astype(float), saved["response"]
     tokens, whole = saved["tokens"].astype(float), saved["finish"] != "length"
-    share = lambda holds: np.vectorize(holds, otypes=[float])(texts)
-    python = share(lambda text: "python" in text)
-    r = dict(accuracy=right.mean(), python=python.mean(), boxed=share(lambda text: "\\boxed{" in text).mean(),
-             truncated=1 - whole.mean(), wait=share(lambda text: "wait" in text).mean(),
-             rejected=share(lambda text: len(re.findall(r"\bno\b", text))).mean(),
-             length_right=tokens[(right == 1) & whole].mean() if right.any() else None,
-             length_wrong=tokens[(right == 0) & whole].mean() if (right[whole] == 0).any() else None)  # fmt: skip
+    python, lengths = (count("python", texts) > 0).astype(float), mean_lengths(tokens, right, among=whole)
+    r = dict(accuracy=right.mean(), python=python.mean(), boxed=(count(r"\\boxed{", texts) > 0).mean(),
+             truncated=1 - whole.mean(), wait=(count("wait", texts) > 0).mean(),
+             rejected=count(r"\bno\b", texts).mean(), length_right=lengths["right"],
+             length_wrong=lengths["wrong"])  # fmt: skip
     return {name: shorten(x) for name, x in r.items()} | dict(right=right, uses_python=python)
 
 
@@ -226,10 +224,14 @@ class Experiments:
         """Whether the numbers of this run are there, from the same command line."""
         return self.results.get("/".join(map(str, run)), {}).get("command") == self.whole(run[0])
 
+    def begun(self, run) -> str:
+        """The command line under which this run's folder was begun; "" if it was not."""
+        note = self.folder(run).with_suffix(".command")
+        return note.read_text() if note.exists() else ""
+
     def complete(self, run) -> bool:
         """Whether this run's folder is there and finished, from the same command line."""
-        marker = self.folder(run) / "finished.json"
-        return marker.exists() and json.loads(marker.read_text())["command"] == self.whole(run[0])
+        return (self.folder(run) / "finished").exists() and self.begun(run) == self.whole(run[0])
 
     def to_do(self, wanted: list[tuple]) -> list[tuple]:
         """The runs that are missing for the wanted ones, those that others build on before them."""
@@ -263,11 +265,11 @@ class Experiments:
 
     def start(self, run, threads: int):
         """The process of a run, which writes its output to sSEED.log beside its folder."""
-        folder, note = self.folder(run), self.folder(run).with_suffix(".command")
-        if note.exists() and note.read_text() != self.whole(run[0]):
+        folder = self.folder(run)
+        if self.begun(run) not in ("", self.whole(run[0])):
             shutil.rmtree(folder, ignore_errors=True)  # begun under other settings
         folder.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(self.whole(run[0]))
+        folder.with_suffix(".command").write_text(self.whole(run[0]))
         with open(folder.with_suffix(".log"), "w") as log:
             return subprocess.Popen(self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
@@ -288,7 +290,7 @@ class Experiments:
             last_line = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1]
             return f"{error}: {last_line[-LAST_WORDS:]} ({log})"
         record = dict(command=self.whole(run[0]), seconds=round(seconds, 1)) | found
-        (folder / "finished.json").write_text(json.dumps(record))
+        (folder / "finished").touch()
         self.results = read_results(self.file) | {"/".join(map(str, run)): record}
         write_results(self.file, self.results)
         return ""

@@ -37,8 +37,8 @@ def judge(claim, results: dict, seeds: list[int]) -> dict:
             inputs = [{x: seed if x == "seed" else results[f"{x}/{seed}"] for x in names} for seed in there]
             found = verdict([measure(**records) for records in inputs], low, high) if there else dict(verdict="not run")
         else:
-            value = measure()
-            found = dict(mean=value, n="computed", verdict="holds" if low < value < high else "fails")
+            exact = measure()
+            found = dict(mean=exact, n="computed", verdict="holds" if low < exact < high else "fails")
         parts.append(dict(label=label, criterion=criterion) | found)
     verdicts = [part["verdict"] for part in parts]
     decided = next((word for word in ("fails", "not run", "undecided") if word in verdicts), "holds")
