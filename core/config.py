@@ -52,12 +52,16 @@ sys.excepthook = advise_on_memory
 ROOT = Path(__file__).parents[1]
 # alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
 _TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
-             max_new_tokens=64, tokens_per_micro=8192, reference=True)  # fmt: skip
+             max_new_tokens=64, tokens_per_micro=4096, reference=True)  # fmt: skip
+_EASY = dict(data="easy", eval_data="easy-test", template="easy", eval_every=10, eval_problems=100, steps=30,
+             prompts_per_step=16, samples_per_prompt=8, lr=1e-5, max_prompt_tokens=256, max_new_tokens=32,
+             tokens_per_micro=2048, save_every=10, keep=1)  # fmt: skip
 _REAL = dict(template="cot", eval_data="math500", eval_every=20, save_every=20, keep=2)
 _SHORT = dict(max_new_tokens=3072)  # with 1,024 prompt tokens this fills a context of 4,096
 MODELS = {
     "tiny": (str(ROOT / "models/tiny"), _TINY),
     "tiny-badcode": (str(ROOT / "models/tiny-badcode"), _TINY),
+    "smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", _EASY),
     "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", _REAL | _SHORT | dict(template="qwen-math")),
     "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", _REAL | _SHORT | dict(template="qwen-math")),
     "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", _REAL),
@@ -73,8 +77,11 @@ MODELS = {
 
 
 def find_model(name: str, flag: str) -> tuple:
-    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names."""
+    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names. For an alias a folder
+    of that name in models/ comes before the hub."""
     source = MODELS.get(name, (name,))[0]
+    if name in MODELS and (ROOT / "models" / name).is_dir():
+        source = str(ROOT / "models" / name)
     try:
         if "/" not in source and not Path(source).is_dir():
             raise OSError("no such folder")

@@ -1,6 +1,8 @@
 """Problems: data sets by alias, hub id or file; prompt templates; the order in which a run draws problems."""
 
+import hashlib
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -22,18 +24,27 @@ _R1 = (
     "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
 )
-# name: the text of the prompt; or turns for the model's own chat template: (system, user), and sometimes a third entry,
-# the beginning of the response, which then belongs to the prompt.
+_EASY = [  # worked examples, for a model that without them would hardly ever fill the box
+    ("user", "What is 14 + 9?"), ("assistant", "14 + 9 = 23\n\\boxed{23}"),
+    ("user", "Tom has 30 pens and gives 12 away. How many are left?"),
+    ("assistant", "30 - 12 = 18\n\\boxed{18}"),
+    ("user", "A box holds 6 eggs. How many eggs are in 7 boxes?"),
+    ("assistant", "7 * 6 = 42\n\\boxed{42}"),
+]  # fmt: skip
+# name: the text of the prompt; or turns for the model's own chat template, each a role and a text. Where the last turn
+# is the assistant's, it is the beginning of the response, which then belongs to the prompt.
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
-    "chat": (None, "{problem}"),
-    "cot": (None, "{problem} Let's think step by step and output the final answer within \\boxed{}."),
-    "qwen-math": ("Please reason step by step, and put your final answer within \\boxed{}.", "{problem}"),
-    "sober": (None, _SOBER + "\n\n{problem}"),  # arXiv 2504.07086
+    "chat": [("user", "{problem}")],
+    "cot": [("user", "{problem} Let's think step by step and output the final answer within \\boxed{}.")],
+    "easy": [*_EASY, ("user", "{problem}")],
+    "qwen-math": [("system", "Please reason step by step, and put your final answer within \\boxed{}."),
+                  ("user", "{problem}")],
+    "sober": [("user", _SOBER + "\n\n{problem}")],  # arXiv 2504.07086
     "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
-    "python": (None, "{problem}", "Let's solve this using Python."),  # a forced prefix, arXiv 2506.10947
-}
+    "python": [("user", "{problem}"), ("assistant", "Let's solve this using Python.")],  # forced: arXiv 2506.10947
+}  # fmt: skip
 # alias: path, name and split of datasets.load_dataset; the built-in problems have a split alone. NAME-test is what a
 # benchmark called NAME means.
 DATA = {
@@ -42,6 +53,8 @@ DATA = {
     "tiny-hard": (None, None, "hard"),
     "tiny-wide": (None, None, "wide"),
     "tiny-wide-test": (None, None, "wide-test"),
+    "easy": (None, None, "easy"),
+    "easy-test": (None, None, "easy-test"),
     # for training
     "numina-math": ("ScaleML-RLHF/numina_math", None, "train"),
     "math": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
@@ -57,7 +70,62 @@ DATA = {
     "aime25": ("yentinglin/aime_2025", None, "train"),
     "amc23": ("knoveleng/AMC-23", None, "train"),
 }
-BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide-test": 1_000}  # problems of a split
+BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide-test": 1_000,
+            "easy": 2_000, "easy-test": 500}  # problems of a split  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------ easy problems
+# The ways to ask for a sum, difference, product or quotient of a and b: the first in two of three problems, the others
+# with two names, {x} and {y}, and {things}.
+EASY = {
+    "+": (
+        "What is {a} + {b}?",
+        "{x} has {a} {things} and buys {b} more. How many {things} does {x} have now?",
+        "{x} has {a} {things} and {y} has {b}. How many {things} do they have together?",
+        "There are {a} {things} on a table and {b} in a bag. How many {things} are there in all?",
+    ),
+    "-": (
+        "What is {a} - {b}?",
+        "{x} has {a} {things} and gives {b} of them to {y}. How many {things} are left?",
+        "{x} has {a} {things} and {y} has {b}. How many more {things} does {x} have than {y}?",
+        "A shop had {a} {things} and sold {b}. How many {things} does it still have?",
+    ),
+    "*": (
+        "What is {a} * {b}?",
+        "{x} buys {a} boxes with {b} {things} in each. How many {things} does {x} buy?",
+        "{x} collects {b} {things} every day. How many {things} does {x} have after {a} days?",
+        "There are {a} children and each has {b} {things}. How many {things} do they have together?",
+    ),
+    "/": (
+        "What is {a} / {b}?",
+        "{x} shares {a} {things} equally among {b} friends. How many {things} does each friend get?",
+        "{x} packs {a} {things} into bags of {b}. How many bags does {x} need?",
+        "{a} {things} stand in {b} equal rows. How many {things} are in a row?",
+    ),
+}
+NAMES = "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Mia Noah Paul Rosa Sam Tina Victor".split()
+THINGS = "apples books cards coins cups eggs flowers marbles pens shells stamps stickers".split()
+
+
+def easy_problems(split: str, n: int) -> list[dict]:
+    """n different problems of one step, {"problem": str, "answer": str}, in whole numbers from 2 to 60. A hash of its
+    text decides whether a problem may be in easy-test (one in eight) or in easy."""
+    rng, drawn = random.Random(split), {}
+    while len(drawn) < n:
+        op, a, b = rng.choice(list(EASY)), rng.randint(2, 30), rng.randint(2, 30)
+        if op in "*/":
+            a, b = rng.randint(2, 12), rng.randint(2, 12)
+        low, high = (a, a + b) if op in "+-" else (a, a * b)
+        if op in "-/":  # the inverse of a sum or product
+            a, low, high = high, high, low
+        if max(low, high) > 60:
+            continue
+        (x, y), things = rng.sample(NAMES, 2), rng.choice(THINGS)
+        plain, *stories = EASY[op]
+        text = rng.choice([plain, plain, rng.choice(stories)]).format(a=a, b=b, x=x, y=y, things=things)
+        to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
+        if to_test == split.endswith("test"):
+            drawn.setdefault(text, dict(problem=text, answer=str(high)))
+    return list(drawn.values())
 
 
 def render(problem: str, template: str, tokenizer) -> str:
@@ -65,9 +133,9 @@ def render(problem: str, template: str, tokenizer) -> str:
     template = TEMPLATES.get(template, template)
     if isinstance(template, str):
         return template.replace("{problem}", problem)
-    turns = [dict(role=role, content=text.replace("{problem}", problem))
-             for role, text in zip(("system", "user"), template) if text is not None]  # fmt: skip
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "".join(template[2:])
+    turns = [dict(role=role, content=text.replace("{problem}", problem)) for role, text in template]
+    start = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + start
 
 
 def encode(problem: str, template: str, tokenizer, after: str = "") -> dict:
@@ -83,7 +151,8 @@ def read_rows(name: str):
     """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
     path, config, split = DATA.get(name, (name, None, "train"))
     if path is None:
-        yield from enumerate(tiny.problems(split, BUILT_IN[split]))
+        make = easy_problems if split.startswith("easy") else tiny.problems
+        yield from enumerate(make(split, BUILT_IN[split]))
     elif name.endswith(".jsonl"):
         with open(name, "rb") as file:
             for place, line in enumerate(file, 1):

@@ -4,121 +4,155 @@ The row has no padding, so the model computes nothing for tokens that are not th
 each sequence. Attention alone has to know where a sequence ends, and it has two paths:
 
   CUDA   torch's variable-length flash kernel, which takes the row as it is and the ends of its sequences
-  CPU    there is no such kernel: the rows are padded to a rectangle inside attention, and nowhere else. The pads stand
-         behind a sequence, so the causal rule alone hides them, and no mask is ever built.
+  CPU    there is no such kernel, and prompts would be most of the work, because a laptop's responses are short. So
+         what sequences share stands in the row once: first the tokens with which all prompts begin (the examples in a
+         template), then the rest of each prompt, then the responses. Attention has a part for each of the three, in
+         rectangles of similar lengths, and the parts are joined by their log-sum-exp.
 """
 
 import inspect
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.attention.varlen as varlen
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
+
+
+def shared_start(prompts: list[np.ndarray]) -> int:
+    """The number of tokens with which all of these prompts begin; 0 if they are too few, or the prompts, to be worth a
+    treatment of their own. It leaves at least one token of each prompt."""
+    least = min(map(len, prompts)) - 1
+    first = np.stack([prompt[:least] for prompt in prompts])
+    same = int((first == first[0]).all(0).cumprod().sum())
+    return same if len(prompts) > 1 and same >= 16 else 0
 
 
 class Pack:
     """A micro-batch as one row of T tokens: ids and positions [1, T]; `at` [N]: where each response token is predicted;
-    `targets` [N]: the response tokens themselves.
+    `targets` [N]: the response tokens themselves, both in the order of `rows`.
 
-    On the CPU a prompt stands in the row once, and all of its responses attend to it: a laptop's responses are short,
-    so prompts would be a large part of the work. The CUDA kernel needs each sequence in one piece, so there every
-    response has a prompt of its own."""
+    whole: each sequence stands in one piece, with a prompt of its own, as the CUDA kernel needs it; otherwise a prompt
+    stands there once for all of its responses (rows with the same array as prompt). Default: not on the CPU."""
 
-    def __init__(self, batch, rows: list[int], device):
-        shared = torch.device(device).type == "cpu"
-        ids, positions, spans, prompts, end = [], [], [], {}, 0
+    def __init__(self, batch, rows: list[int], device, whole=None):
+        whole = torch.device(device).type != "cpu" if whole is None else whole
+        ids, positions, end = [], [], 0
+
+        def put(tokens, first):
+            """Add tokens to the row, whose positions start at `first`; returns where they stand."""
+            nonlocal end
+            ids.append(tokens)
+            positions.append(np.arange(first, first + len(tokens)))
+            return np.arange(end, end := end + len(tokens))
+
+        groups = {}  # rows of the same prompt
         for i in rows:
-            prompt, response = batch.prompts[i], batch.responses[i]
-            key = id(prompt) if shared else i
-            if key not in prompts:
-                prompts[key] = np.arange(end, end := end + len(prompt))
-                ids.append(prompt)
-                positions.append(np.arange(len(prompt)))
-            spans.append(np.concatenate([prompts[key], np.arange(end, end := end + len(response))]))
-            ids.append(response)
-            positions.append(np.arange(len(prompt), len(spans[-1])))
-        ids, positions = np.concatenate(ids).astype(np.int64), np.concatenate(positions)
+            groups.setdefault(i if whole else id(batch.prompts[i]), []).append(i)
+        prompts = [batch.prompts[group[0]] for group in groups.values()]
+        start = 0 if whole else shared_start(prompts)
+        common = put(prompts[0][:start], 0)
+        rests = [] if whole else [put(prompt[start:], start) for prompt in prompts]
+        responses = {}
+        for g, group in enumerate(groups.values()):
+            if whole:
+                rests.append(put(prompts[g], 0))
+            responses |= {i: put(batch.responses[i], len(prompts[g])) for i in group}
+        last = {i: rest[-1:] for rest, group in zip(rests, groups.values()) for i in group}
+        ids, lengths = np.concatenate(ids).astype(np.int64), [len(batch.prompts[i]) + len(responses[i]) for i in rows]
+        send = lambda x: torch.from_numpy(x).to(device)
+        self.ids, self.positions = send(ids[None]), send(np.concatenate(positions)[None])
         # A token is predicted by the hidden state of the token before it. Prompt tokens are not predicted at all.
-        starts = [len(batch.prompts[i]) for i in rows]
-        at = np.concatenate([span[start - 1 : -1] for span, start in zip(spans, starts)])
-        targets = ids[np.concatenate([span[start:] for span, start in zip(spans, starts)])]
-        self.ids, self.positions = torch.from_numpy(ids[None]).to(device), torch.from_numpy(positions[None]).to(device)
-        self.at, self.targets = torch.from_numpy(at).to(device), torch.from_numpy(targets).to(device)
-        lengths = [len(span) for span in spans]
-        self.cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device)
-        self.max_length = max(lengths)
-        self.rectangles = Rectangles(spans, end) if shared else None
+        self.at = send(np.concatenate([x for i in rows for x in (last[i], responses[i][:-1])]))
+        self.targets = send(ids[np.concatenate([responses[i] for i in rows])])
+        self.cu_seqlens, self.max_length = send(np.cumsum([0, *lengths]).astype(np.int32)), max(lengths)
+        self.rectangles = None
+        if not whole:
+            spans = [span for span in (common, *rests, *responses.values()) if len(span)]
+            self.rectangles = rectangles(spans, spans, causal=True)
+            after = [np.concatenate([responses[i] for i in group]) for group in groups.values()]
+            self.rectangles += rectangles(after, rests) + rectangles([np.arange(start, end)], [common])
 
 
 # ------------------------------------------------------------------------------------------------ the CPU path
-class Rectangles:
-    """How the sequences of a row fill rectangles [rows, longest] for attention on the CPU.
-
-    spans: for each sequence, where its tokens stand in the row of `tokens` tokens. Sequences within a factor of two in
-    length share a rectangle, padded to its longest. A slot is a place in a rectangle.
-      shapes   (rows, longest) of each rectangle
-      into     [slots]: the token that fills a slot; a pad repeats the last token of its sequence
-      back     [tokens]: the slot from which a token takes its result
-      unused   slots whose result nobody takes: pads, and every copy of a shared prompt but the first
-      copies   (tokens, slots) of the further copies of shared prompts, through which gradients also flow"""
-
-    def __init__(self, spans: list[np.ndarray], tokens: int):
-        spans = sorted(spans, key=len, reverse=True)
-        into, unused, copies, slots = [], [], {}, 0
-        back, seen = np.full(tokens, -1), np.zeros(tokens, dtype=int)
-        self.shapes = []
-        while spans:
-            longest, rows = len(spans[0]), [span for span in spans if 2 * len(span) >= len(spans[0])]
-            self.shapes.append((len(rows), longest))
-            for span in rows:
-                slot = np.arange(slots, slots := slots + longest)
-                into.append(span[np.minimum(slot - slot[0], len(span) - 1)])
-                new = seen[span] == 0
-                back[span[new]] = slot[: len(span)][new]
-                again = slot[: len(span)][~new]
-                unused += [again, slot[len(span) :]]
-                if len(again):  # copies of equal number never share a token, so each group can be added at once
-                    copies.setdefault(seen[span[0]], []).append((span[~new], again))
-                seen[span] += 1
-            spans = spans[len(rows) :]
-        flat = lambda parts: torch.from_numpy(np.concatenate(parts))
-        self.into, self.back, self.unused = flat(into), torch.from_numpy(back), flat(unused)
-        self.copies = [tuple(map(flat, zip(*pairs))) for pairs in copies.values()]
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Gather(torch.autograd.Function):
-    """rows = x[index]. The backward pass gathers as well, by `inverse`, which is faster than a scatter. Rows of x in
-    `unused` get no gradient; rows that were taken more than once also get the gradients of their `copies`."""
+class Rectangle(NamedTuple):
+    """Attention from B spans of tokens to one span of keys for each; spans are padded to the longest of their kind by
+    repeating their last token."""
+
+    queries: torch.Tensor  # [B, M], places in the row
+    keys: torch.Tensor  # [B, S]
+    real: torch.Tensor  # [B, M] bool: not padding
+    mask: torch.Tensor | None  # [B, 1, 1, S], -inf at padded keys; None where there are none, or nobody sees them
+    causal: bool  # a query sees no key that stands behind it
+
+
+def rectangles(queries: list[np.ndarray], keys: list[np.ndarray], causal=False) -> list[Rectangle]:
+    """Spans of queries, and the span of keys that each attends to, in few rectangles: spans of queries within a factor
+    of two in length share one. Spans without keys are left out."""
+    pairs = sorted((pair for pair in zip(queries, keys) if len(pair[1])), key=lambda pair: -len(pair[0]))
+    found = []
+    while pairs:
+        few = [pair for pair in pairs if 2 * len(pair[0]) >= len(pairs[0][0])]
+        pairs = pairs[len(few) :]
+        filled, real = [], []
+        for spans in zip(*few):
+            lengths = np.array([len(span) for span in spans])[:, None]
+            places = np.arange(lengths.max())
+            padded = [span[np.minimum(places, len(span) - 1)] for span in spans]
+            filled.append(torch.from_numpy(np.stack(padded)))
+            real.append(torch.from_numpy(places < lengths))
+        mask = None if causal or real[1].all() else torch.zeros(real[1].shape).masked_fill(~real[1], -torch.inf)
+        found.append(Rectangle(*filled, real[0], mask if mask is None else mask[:, None, None], causal))
+    return found
+
+
+def fill(x, places):
+    """Tokens x [T, heads, D] in the places [B, M] of a rectangle: [B, heads, M, D]."""
+    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+def add(x, places, values):
+    """Add values [B, heads, M, D] of a rectangle to tokens x [T, heads, D]."""
+    x.index_add_(0, places.flatten(), values.transpose(1, 2).flatten(0, 1))
+
+
+class Attention(torch.autograd.Function):
+    """q [T, H, D], k and v [T, K, D] -> [T, H, D]. The rectangles in which a token is a query are the parts of its
+    attention, joined by their log-sum-exp. Backwards, the flash kernel computes the probabilities from the log-sum-exp
+    that it is given; with that of the whole, the gradients of a part are right (ring attention, arXiv 2310.01889)."""
 
     @staticmethod
-    def forward(ctx, x, index, inverse, unused, copies):
-        ctx.how = inverse, unused, copies
-        return x.index_select(0, index)
+    def forward(ctx, q, k, v, scale, rectangles):
+        out, lse, parts, heads = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf), [], q.shape[1] // k.shape[1]
+        for r in rectangles:
+            keys, values = (fill(x, r.keys).repeat_interleave(heads, 1) for x in (k, v))
+            part, its = flash(fill(q, r.queries), keys, values, 0.0, r.causal, attn_mask=r.mask, scale=scale)
+            tokens = r.queries[r.real]
+            lse[tokens] = torch.logaddexp(lse[tokens], its.transpose(1, 2)[r.real])
+            parts.append((part, its.masked_fill(~r.real[:, None], -torch.inf)))
+        for r, (part, its) in zip(rectangles, parts):
+            add(out, r.queries, part * (its[..., None] - fill(lse[..., None], r.queries)).exp())
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.how = scale, rectangles, heads
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        inverse, unused, copies = ctx.how
-        out = grad.index_select(0, inverse)
-        if unused is not None:
-            out.index_fill_(0, unused, 0.0)
-        for tokens, slots in copies:
-            out.index_add_(0, tokens, grad.index_select(0, slots))
-        return out, None, None, None, None
-
-
-def padded_attention(q, k, v, scaling, rectangles: Rectangles):
-    """Causal attention inside each sequence: q [T, H, D], k and v [T, K, D] -> [T, H x D]."""
-    fill = lambda x: Gather.apply(x.flatten(1), rectangles.into, rectangles.back, None, rectangles.copies)
-    q, k, v = (fill(x).unflatten(1, x.shape[1:]) for x in (q, k, v))
-    outs, first = [], 0
-    for rows, longest in rectangles.shapes:
-        part = [x[first : first + rows * longest].unflatten(0, (rows, longest)).transpose(1, 2) for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-        outs.append(out.transpose(1, 2).reshape(rows * longest, -1))
-        first += rows * longest
-    outs = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return Gather.apply(outs, rectangles.back, rectangles.into, rectangles.unused, ())
+        (q, k, v, out, lse), (scale, rectangles, heads) = ctx.saved_tensors, ctx.how
+        sums = [torch.zeros_like(x) for x in (q, k, v)]
+        for r in rectangles:
+            keys, values = (fill(x, r.keys).repeat_interleave(heads, 1) for x in (k, v))
+            whole = fill(lse[..., None], r.queries)[..., 0].masked_fill(~r.real[:, None], 1e30)  # pads: probability 0
+            more = flash_backward(fill(grad, r.queries), fill(q, r.queries), keys, values, fill(out, r.queries), whole,
+                                  0.0, r.causal, attn_mask=r.mask, scale=scale)  # fmt: skip
+            add(sums[0], r.queries, more[0])
+            for total, part in zip(sums[1:], more[1:]):
+                add(total, r.keys, part.unflatten(1, (-1, heads)).sum(2))
+        return *sums, None, None
 
 
 # ------------------------------------------------------------------------------------------------ both paths
@@ -152,7 +186,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, pa
         grouped = GROUPED if q.shape[1] != k.shape[1] else {}
         out = varlen.varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, **grouped)
     else:
-        out = padded_attention(q, k, v, scaling, pack.rectangles).unflatten(1, (-1, q.shape[2]))
+        out = Attention.apply(q, k, v, scaling, pack.rectangles)
     return out[None], None
 
 

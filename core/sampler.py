@@ -13,6 +13,7 @@ import copy
 import functools
 import importlib.util
 import math
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -47,34 +48,95 @@ def uniforms(keys: np.ndarray, t: int) -> np.ndarray:
     return (mix(keys + np.uint64(t)) >> np.uint64(11)) * 2.0**-53  # 53 bits, the precision of a float64
 
 
-# ------------------------------------------------------------------------------------------------ plain torch
+# ------------------------------------------------------------------------------------------------ the KV cache
+class Cache:
+    """Keys and values of all layers. What responses share stands there once, and all queries to it, those of several
+    responses and of the heads that share a key head, go through one product:
+
+      shared   for each layer a list of parts, each (keys, values, bias): the tokens that all prompts begin with, keys
+               and values [1, K, C, D]; then the rest of each prompt [P, K, W, D], where the bias [P, 1, 1, W] hides the
+               padding on the right
+      own      for each layer (keys, values) of the responses' tokens, [R, K, steps, D]
+
+    P prompts, n responses each, R of which are still being written, K key heads. `slots` [R] says which they are:
+    slot i * n + j is response j to prompt i."""
+
+    def __init__(self, prompts: int, n: int, steps: int, device):
+        self.shared, self.own = defaultdict(list), {}
+        self.n, self.steps, self.slots = n, steps, torch.arange(prompts * n, device=device)
+        self.bias = self.length = None  # of the prompts that are being read; tokens in `own`
+
+    def tokens(self, layer) -> int:
+        """How many tokens a new one can see, itself included."""
+        return sum(keys.shape[2] for keys, *_ in self.shared[layer]) + (self.length or 0) + 1
+
+    def read(self, layer, query, key, value, scale):
+        """Attention of prompts, which become a part of the cache: query [P, heads, W, D] -> [P, heads, W, D]."""
+        keys, values, new = key, value, key.shape[2]
+        for k, v, _ in self.shared[layer]:
+            keys, values = (torch.cat([x.expand(len(key), -1, -1, -1), y], 2) for x, y in ((k, keys), (v, values)))
+        start = keys.shape[2] - new
+        mask = torch.ones(new, start + new, dtype=torch.bool, device=key.device).tril(start) if start else None
+        self.shared[layer].append((key.contiguous(), value.contiguous(), self.bias))
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=not start, scale=scale,
+                                              enable_gqa=grouped)  # fmt: skip
+
+    def write(self, layer, query, key, value, scale):
+        """Attention of one new token per response: query [R, heads, 1, D] -> [R, heads, 1, D]."""
+        rows, heads, _, size = key.shape
+        if layer not in self.own:
+            self.own[layer] = [key.new_empty(rows, heads, self.steps, size) for _ in range(2)]
+        keys, values = self.own[layer]
+        keys[:, :, self.length], values[:, :, self.length] = key[:, :, 0], value[:, :, 0]
+        keys, values = keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+        q, shared = (query * scale).view(rows, heads, -1, size), self.shared[layer]
+        # One softmax over the scores in all parts.
+        scores = [self.each(self.joint(q, len(k)) @ k.mT + bias, rows) for k, _, bias in shared] + [q @ keys.mT]
+        weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(q.dtype)
+        *parts, own = weights.split([x.shape[-1] for x in scores], -1)
+        out = own @ values
+        for w, (_, v, _) in zip(parts, shared):
+            out += self.each(self.joint(w, len(v)) @ v, rows)
+        return out.view(query.shape)
+
+    def joint(self, x, groups: int):
+        """[R, K, G, D] -> [groups, K, all rows of a group x G, D]: what goes to the same keys, side by side. Rows that
+        have ended leave gaps, if there is more than one group."""
+        if groups > 1 and len(x) < groups * self.n:
+            x = x.new_zeros(groups * self.n, *x.shape[1:]).index_copy_(0, self.slots, x)
+        return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3)
+
+    def each(self, x, rows: int):
+        """The inverse of joint() for `rows` rows."""
+        every = rows if len(x) == 1 else len(x) * self.n
+        x = x.unflatten(2, (every // len(x), -1)).transpose(1, 2).flatten(0, 1)
+        return x if every == rows else x[self.slots]
+
+    def keep(self, alive):
+        """Drop the responses outside alive [R], and prompts that have none left."""
+        prompts, index = torch.unique(self.slots[alive] // self.n, return_inverse=True)
+        self.slots = index * self.n + self.slots[alive] % self.n
+        for layer, (*first, last) in self.shared.items():
+            self.shared[layer] = [*first, tuple(x[prompts] for x in last)]
+            self.own[layer] = [x[alive] for x in self.own[layer]]
+
+
 def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, sliding_window=None,
                      softcap=None, s_aux=None, **kwargs):  # fmt: skip
-    """Attention from new tokens to all tokens in a KV cache, to which the new ones are added first.
-
-    query [R, heads, new, D]; key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. The cache has
-    each layer's [keys, values] by its index; "end", the tokens in them so far; "mask", what new tokens may see.
-    Raises ValueError for what it can't compute."""
-    start, end = cache["end"], cache["end"] + key.shape[2]
-    refuse_attention(softcap, s_aux, end, sliding_window)
-    if module.layer_idx in cache:
-        keys, values = cache[module.layer_idx]
-        keys[:, :, start:end], values[:, :, start:end] = key, value
-    else:  # the prompts: _decode makes room for the responses behind them
-        keys, values = cache[module.layer_idx] = [key, value]
-    keys, values, mask = keys[:, :, :end], values[:, :, :end], cache["mask"][..., :end]
-    grouped_heads = query.shape[1] != keys.shape[1]
-    if query.shape[2] == 1 and not grouped_heads and not query.is_cuda:  # plain products are faster here
-        out = ((query * scaling) @ keys.mT + mask).softmax(-1) @ values
-    else:
-        out = F.scaled_dot_product_attention(query, keys, values, mask, scale=scaling, enable_gqa=grouped_heads)
-    return out.transpose(1, 2), None
+    """Attention from new tokens to all tokens in a Cache, to which the new ones are added: query [R, heads, new, D];
+    key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. Registered with transformers, which
+    calls it in every layer. Raises ValueError for what it can't compute."""
+    refuse_attention(softcap, s_aux, cache.tokens(module.layer_idx) + key.shape[2] - 1, sliding_window)
+    attend = cache.read if cache.length is None else cache.write
+    return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register("cached", cached_attention)
 AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)  # transformers need not build a mask
 
 
+# ------------------------------------------------------------------------------------------------ drawing a token
 def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
     """Probabilities p [R, V] with 0 for every token outside the nucleus: the smallest set of most likely tokens whose
     probabilities sum to top_p or more (top_p 0: the most likely token alone). Not renormalised. arXiv 1904.09751."""
@@ -84,6 +146,37 @@ def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.zeros_like(p).scatter(-1, order, mass * kept)
 
 
+def search(mass: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inverse CDF: the entry of each row of mass [R, M], not normalised, in which the share u [R, 1], float64 below
+    1, of the row's sum lies, int64 [R, 1]; and which share of that entry lies below that point, [R, 1]."""
+    cdf = mass.cumsum(-1, dtype=torch.float64)
+    point = u.clamp(max=1 - 2**-52) * cdf[:, -1:]
+    entry = torch.searchsorted(cdf, point, right=True)
+    own = mass.gather(1, entry).double()
+    return entry, (point - cdf.gather(1, entry) + own) / own
+
+
+def draw(logits: torch.Tensor, u: torch.Tensor, top_p: float = 1.0):
+    """A token from each row of logits [R, V] in fp32, which are overwritten, by the uniform numbers u [R, 1], float64;
+    its logprob, and the entropy of the row in nats: each [R]. The inverse CDF is searched in two levels, first among
+    blocks of tokens, then within one: sums in float64 over a whole vocabulary would take much of the time."""
+    rows, vocab = logits.shape
+    width = 2 ** (vocab.bit_length() // 2)
+    p = logits.new_zeros(rows, math.ceil(vocab / width) * width)
+    logits -= logits.amax(-1, keepdim=True)
+    torch.exp(logits, out=p[:, :vocab])
+    blocks = p.view(rows, -1, width)
+    total = blocks.sum(-1).sum(-1)
+    entropy = total.log() - torch.linalg.vecdot(p[:, :vocab], logits) / total
+    if top_p < 1:
+        p[:, :vocab] = nucleus(p[:, :vocab] / total[:, None], top_p)
+    block, u = search(blocks.sum(-1), u)
+    place, _ = search(blocks.gather(1, block[:, :, None].expand(-1, -1, width))[:, 0], u)
+    token = block * width + place
+    return token[:, 0], logits.gather(1, token)[:, 0] - total.log(), entropy
+
+
+# ------------------------------------------------------------------------------------------------ plain torch
 class TorchSampler:
     """Decoding in plain torch with a KV cache, for machines without vLLM. It has its own copy of the model, to which
     sync() copies the policy's weights.
@@ -99,7 +192,7 @@ class TorchSampler:
         self.lm = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="cached").eval()
         self.lm.to(policy.device)
         self.exact = policy.dtype == torch.float32
-        self.vocab, self.cache_tokens = policy.vocab, cache_tokens
+        self.vocab, self.cache_tokens, self.chunk_logits = policy.vocab, cache_tokens, policy.chunk_logits
         self.eos = torch.tensor(sorted(eos), device=policy.device)
 
     @torch.no_grad()
@@ -121,66 +214,68 @@ class TorchSampler:
         Returns a list of P * n tuples (ids with the end token, logprobs, entropies in nats, finished: whether it ends
         with an end token), the n of a prompt together. Logprobs and entropies are those of the whole distribution at
         this temperature, even where top_p cuts tokens off."""
-        longest = max(map(len, prompts), default=0) + max_new_tokens
-        size = max(1, self.cache_tokens // (n * longest))  # prompts that fit into the cache together
+        longest = max(map(len, prompts), default=0) + n * max_new_tokens
+        size = max(1, self.cache_tokens // longest)  # prompts that fit into the cache together
         responses = []
         for i in tqdm(range(0, len(prompts), size), desc="sampling", delay=5, leave=False, disable=quiet):
             keys = streams(seed, numbers[i : i + size], n)
             responses += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p)
         return responses
 
+    def _draw(self, hidden, u, temperature, top_p):
+        """draw() from hidden states [R, hidden], as many at a time as keep the logits small."""
+        parts, size = [], max(1, self.chunk_logits // self.lm.config.vocab_size)
+        for x, y in zip(hidden.split(size), u.split(size)):
+            logits = logits_of(self.lm, x)[:, : self.vocab].float()
+            parts.append(draw(logits if temperature in (0, 1) else logits / temperature, y, top_p))
+        return map(torch.cat, zip(*parts))
+
     @torch.inference_mode()
     def _decode(self, prompts, n, keys, steps, temperature, top_p):
         """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens."""
-        device, width = self.eos.device, max(map(len, prompts))
-        layers = range(self.lm.config.num_hidden_layers)
+        device, cache = self.eos.device, Cache(len(prompts), n, steps, self.eos.device)
+        send = lambda x: torch.from_numpy(x).to(device)
 
-        def last_hidden(ids, positions):
-            """The hidden states [R, D] of the last of these new tokens, ids [R, new], which go into the cache."""
-            return self.lm.base_model(input_ids=ids, position_ids=positions, cache=cache, use_cache=False)[0][:, -1]
+        def states(ids, positions):
+            """The hidden states [R, new, hidden] of new tokens, ids [R, new], which go into the cache."""
+            return self.lm.base_model(input_ids=ids, position_ids=positions, cache=cache, use_cache=False)[0]
 
-        # Prefill: each prompt once, padded on the left. Nothing sees a pad, except that each pad sees itself: a token
-        # that sees nothing at all would have a softmax of NaN.
-        ids = torch.from_numpy(np.stack([np.pad(p, (width - len(p), 0)) for p in prompts])).to(device)
-        pads = torch.tensor([[width - len(p)] for p in prompts], device=device)
-        columns = torch.arange(width + steps, device=device)
-        is_token, causal = columns >= pads, columns[:width, None] >= columns[:width]
-        itself = torch.eye(width, device=device).bool()
-        cache = dict(end=0, mask=(is_token[:, None, :width] & causal | itself)[:, None])
-        hidden = last_hidden(ids, (columns[:width] - pads).clamp(min=0))
-        # From here on n rows per prompt, with room for the new tokens.
-        hidden, pads, is_token = (x.repeat_interleave(n, 0) for x in (hidden, pads, is_token))
-        for layer in layers:
-            cache[layer] = [F.pad(x.repeat_interleave(n, 0), (0, 0, 0, steps)) for x in cache[layer]]
-        cache["mask"] = torch.where(is_token, 0.0, -math.inf).to(hidden.dtype)[:, None, None]
-        # Decode. rows[r] is the response that row r of the cache belongs to: rows of ended responses are dropped.
+        # Prefill: what all prompts begin with, if that is worth a pass; then the rest of each, padded on the right.
+        lengths = np.array([len(prompt) for prompt in prompts])
+        width, least = lengths.max(), lengths.min()
+        ids = np.stack([np.pad(prompt, (0, width - len(prompt))) for prompt in prompts])
+        common = int((ids[:, : least - 1] == ids[0, : least - 1]).all(0).cumprod().sum())
+        common = common if len(prompts) > 1 and common >= 16 else 0
+        ids, columns = send(ids), torch.arange(width, device=device)
+        cache.bias = torch.zeros((), dtype=self.lm.dtype, device=device)
+        if common:
+            states(ids[:1, :common], columns[None, :common])
+        lengths = send(lengths)
+        pads = columns[common:] >= lengths[:, None]
+        cache.bias = cache.bias.expand(pads.shape).masked_fill(pads, -math.inf)[:, None, None]
+        hidden = states(ids[:, common:], columns[None, common:])[torch.arange(len(ids)), lengths - 1 - common]
+        # Decode, from here on a row per response. rows[r]: the response that row r of the cache belongs to; rows of
+        # responses that have ended are dropped.
+        hidden, start = (x.repeat_interleave(n, 0) for x in (hidden, lengths))
         rows = torch.arange(len(keys), device=device)
         tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
         logprobs, entropies = torch.zeros(2, len(rows), steps, device=device)
         lengths = torch.full_like(rows, steps)
         share = top_p if temperature else 0.0  # greedy: the most likely token alone
         for t in range(steps):
-            logits = logits_of(self.lm, hidden)[:, : self.vocab].float()
-            logp = (logits / (temperature or 1)).log_softmax(-1)
-            p = logp.exp()
-            drawn_from = p if share == 1 else nucleus(p, share)
-            cdf = drawn_from.cumsum(-1, dtype=torch.float64)
-            u = torch.from_numpy(uniforms(keys, t)).to(device)[rows, None]
-            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[1] - 1)
-            tokens[rows, t] = token[:, 0]
-            logprobs[rows, t] = logp.gather(1, token)[:, 0]
-            entropies[rows, t] = -(p * logp).sum(-1)
-            ended = torch.isin(token[:, 0], self.eos) & (lengths[rows] == steps)
+            u = send(uniforms(keys, t))[rows, None]
+            token, logprobs[rows, t], entropies[rows, t] = self._draw(hidden, u, temperature, share)
+            tokens[rows, t] = token
+            ended = torch.isin(token, self.eos) & (lengths[rows] == steps)
             lengths[rows[ended]] = t + 1
             alive = lengths[rows] == steps
             if t + 1 == steps or not alive.any():
                 break
             if t % 8 == 7 and alive.float().mean() < 0.8:  # drop ended rows; not at once, because it copies the cache
-                rows, pads, token, cache["mask"] = (x[alive] for x in (rows, pads, token, cache["mask"]))
-                for layer in layers:
-                    cache[layer] = [x[alive] for x in cache[layer]]
-            cache["end"] = width + t
-            hidden = last_hidden(token, width + t - pads)
+                rows, start, token = (x[alive] for x in (rows, start, token))
+                cache.keep(alive)
+            cache.length = t
+            hidden = states(token[:, None], (start + t)[:, None])[:, 0]
         finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
         tokens, logprobs, entropies = (x.cpu().numpy() for x in (tokens, logprobs, entropies))
         return [(tokens[i, :length], logprobs[i, :length], entropies[i, :length], finished[i])

@@ -53,8 +53,7 @@ class CudaPack(Pack):
     """A row as CUDA gets it: on a CPU the prompts of these batches stand in it once a response too."""
 
     def __init__(self, *how):
-        super().__init__(*how)
-        self.rectangles = None
+        super().__init__(*how, whole=True)
 
 
 @pytest.fixture

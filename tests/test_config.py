@@ -11,6 +11,7 @@ import common
 import grpo
 import iterative_dpo
 import ppo
+from core import config
 
 
 def parse(*argv):
@@ -76,11 +77,27 @@ def test_every_alias_fills_fields_that_exist():
         assert parse("--model", alias).model == alias
 
 
-@pytest.mark.parametrize("alias", [alias for alias in common.MODELS if not alias.startswith("tiny")])
+@pytest.mark.parametrize("alias", [alias for alias in common.MODELS if not alias.startswith(("tiny", "smollm2"))])
 def test_a_real_model_is_evaluated_and_saved_now_and_then(alias):
     """A run of a day that shows its first accuracy at the end, or fills the disk, helps nobody."""
     cfg = parse("--model", alias)
     assert (cfg.eval_data, cfg.eval_every, cfg.save_every, cfg.keep) == ("math500", 20, 20, 2)
+
+
+def test_a_laptop_needs_no_flag_for_a_real_model():
+    cfg = parse("--model", "smollm2-135m-instruct")
+    assert (cfg.data, cfg.eval_data, cfg.template) == ("easy", "easy-test", "easy")
+    assert (cfg.prompts_per_step, cfg.samples_per_prompt, cfg.steps, cfg.keep) == (16, 8, 30, 1)
+
+
+def test_a_folder_in_models_comes_before_the_hub(tmp_path, monkeypatch, tiny_path):
+    """Where the hub is out of reach, a folder or a link there makes an alias work, with its defaults."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/qwen2.5-0.5b").symlink_to(tiny_path)
+    assert config.find_model("qwen2.5-0.5b", "model")[0] == str(tmp_path / "models/qwen2.5-0.5b")
+    with pytest.raises(SystemExit):
+        config.find_model("qwen2.5-1.5b", "model")
 
 
 def test_the_tiny_models_keep_a_reference():

@@ -139,9 +139,7 @@ def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, k
 
     class CudaPack(Pack):
         def __init__(self, batch, rows, device):
-            copies = Batch([prompt.copy() for prompt in batch.prompts], batch.responses)
-            super().__init__(copies, rows, device)
-            self.rectangles = None
+            super().__init__(batch, rows, device, whole=True)
             built.append(self)
 
     monkeypatch.setattr(policy_module, "Pack", CudaPack)
@@ -164,6 +162,38 @@ def test_responses_that_share_a_prompt_equal_responses_with_copies_of_it(folders
     for name in ("qwen2", "llama"):
         for budget in (10**6, 150):
             assert distance(gradients(folders[name], shared, budget), gradients(folders[name], copied, 10**6)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_prompts_that_begin_alike_equal_prompts_of_their_own(folders, name, monkeypatch):
+    """The examples in a template stand in the row once for all prompts; neither logprobs nor the gradient notice."""
+    batch, begin = some_batch(rows=12), np.arange(3, 33)
+    prompts = [np.concatenate([begin, batch.prompts[i]]) for i in range(4)]
+    batch.prompts = [prompts[i // 3] for i in range(12)]
+    short = Pack(batch, list(range(12)), "cpu")
+    policy = Policy(folders[name], "cpu")
+    logprobs, gradient = policy.logprobs(batch), gradients(folders[name], batch, 10**6)
+    parted = gradients(folders[name], batch, 100)
+    monkeypatch.setattr(packing, "shared_start", lambda prompts: 0)
+    assert Pack(batch, list(range(12)), "cpu").ids.shape[1] == short.ids.shape[1] + 3 * len(begin)
+    torch.testing.assert_close(policy.logprobs(batch), logprobs, atol=1e-5, rtol=1e-5)
+    expected = gradients(folders[name], batch, 10**6)
+    assert distance(gradient, expected) < 1e-6 and distance(parted, expected) < 1e-6
+
+
+def test_responses_to_a_prompt_stay_together_while_they_fit(folders, monkeypatch):
+    """Micro-batches of 60 tokens: prompts of 20 tokens, four responses of 10 each, fill one each."""
+    rows, prompts = [], [np.arange(3, 23) + i for i in range(3)]
+    batch = Batch([prompts[i // 4] for i in range(12)], [np.arange(5, 15)] * 12)
+    pack = mock.Mock(side_effect=lambda batch, chosen, device: rows.append(chosen) or Pack(batch, chosen, device))
+    policy = Policy(folders["qwen2"], "cpu", tokens_per_micro=60)
+    monkeypatch.setattr(policy_module, "Pack", pack)
+    policy.logprobs(batch)
+    assert sorted(rows) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    rows.clear()
+    policy.tokens_per_micro = 45
+    policy.logprobs(batch)
+    assert sorted(map(len, rows)) == [2] * 6 and all(a // 4 == b // 4 for a, b in rows)
 
 
 def test_the_end_token_is_trained_and_a_prompt_token_never_is():

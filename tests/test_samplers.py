@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from core.policy import Policy
 from core.rollout import Batch
-from core.sampler import TorchSampler, mix, nucleus, streams
+from core.sampler import TorchSampler, draw, mix, nucleus, streams
 from core.vllm_sampler import VLLMSampler
 
 END = 260  # the tiny model's end token
@@ -316,6 +316,59 @@ def test_entropies_are_the_policys(own, policy, prompts, monkeypatch, temperatur
 def test_a_lower_temperature_is_surer(own, prompts):
     mean = lambda t: np.concatenate([x[2] for x in sample(own, prompts, 16, temperature=t)]).mean()
     assert mean(0.5) < 0.7 * mean(1.0)
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    """A random model whose query heads share key heads in threes, with a tenth of its 97 tokens as end tokens."""
+    torch.manual_seed(0)
+    size = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6, vocab_size=97)
+    folder = tmp_path_factory.mktemp("grouped")
+    LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, initializer_range=0.2)).save_pretrained(folder)
+    policy = Policy(folder, "cpu")
+    return policy, new_sampler("torch", policy, ends=range(10))
+
+
+@pytest.mark.parametrize("begin", [0, 15, 16, 40])
+def test_what_prompts_share_is_computed_once_and_changes_nothing(grouped, begin):
+    """Prompts of unequal lengths that begin with the same tokens; their responses end one by one, those of some prompts
+    all of them, and the rest goes on without them."""
+    policy, sampler = grouped
+    rng = np.random.default_rng(0)
+    start = rng.integers(10, 97, begin)
+    prompts = [np.concatenate([start, rng.integers(10, 97, n)]) for n in (1, 7, 3, 12, 2)]
+    together = sample(sampler, prompts, n=6, new=40)
+    assert len({len(x[0]) for x in together}) > 8 and sum(x[3] for x in together) > 20
+    assert mismatch(policy, prompts, together).max() < 1e-5
+    for i, prompt in enumerate(prompts):
+        assert all_same(sample(sampler, [prompt], n=6, numbers=[i], new=40), together[6 * i : 6 * i + 6])
+
+
+@pytest.mark.parametrize("vocab", [1, 3, 16, 261, 5000])
+def test_draw_is_the_inverse_cdf(vocab):
+    """The token is that of a search over the whole vocabulary in float64, except where u is within rounding of a step
+    of the CDF; logprob and entropy are those of the softmax."""
+    rng = np.random.default_rng(vocab)
+    logits = torch.from_numpy(rng.normal(0, 4, (200, vocab))).float()
+    u = torch.from_numpy(rng.random((200, 1)))
+    p = logits.double().softmax(-1)
+    cdf = p.cumsum(-1)
+    expected = torch.searchsorted(cdf, u, right=True).clamp(max=vocab - 1)
+    token, logprob, entropy = draw(logits.clone(), u)
+    near = (cdf - u).abs().amin(1) < 1e-6
+    assert near.float().mean() < 0.1 and torch.equal(token[~near], expected[~near, 0])
+    torch.testing.assert_close(logprob, p.log().gather(1, token[:, None])[:, 0].float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(p).entropy().float(), atol=1e-5, rtol=1e-4)
+
+
+def test_draw_never_takes_a_token_without_probability():
+    """Not at either end of the unit interval either, nor outside the nucleus."""
+    logits = torch.full((4, 300), -1e9)
+    logits[:, [7, 100, 290]] = torch.tensor([1.0, 2.0, 0.0])
+    u = torch.tensor([[0.0], [2.0**-53], [1 - 2.0**-53], [0.5]], dtype=torch.float64)
+    assert draw(logits.clone(), u)[0].tolist() == [7, 7, 290, 100]
+    assert draw(logits.clone(), u, top_p=0.9)[0].tolist() == [7, 7, 100, 100]
+    assert draw(logits.clone(), u, top_p=0.0)[0].tolist() == [100] * 4
 
 
 def test_nucleus_keeps_the_smallest_set_of_likeliest_tokens():
