@@ -89,7 +89,7 @@ def find_model(name: str, flag: str) -> tuple:
     except (OSError, ValueError) as error:
         reason, near = str(error).splitlines()[0], difflib.get_close_matches(name, MODELS, 1, 0.5)
         if name in MODELS:
-            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, or give a local folder")
+            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, or put it in models/{name}")
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {reason}; {hint}")
 

@@ -110,9 +110,10 @@ def rectangles(queries: list[np.ndarray], keys: list[np.ndarray], causal=False) 
     return found
 
 
-def fill(x, places):
-    """Tokens x [T, heads, D] in the places [B, M] of a rectangle: [B, heads, M, D]."""
-    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+def fill(x, places, copies=1):
+    """Tokens x [T, heads, D] in the places [B, M] of a rectangle, each head so many times: [B, heads, M, D]."""
+    x = x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    return x if copies == 1 else x.repeat_interleave(copies, 1)
 
 
 def add(x, places, values):
@@ -129,7 +130,7 @@ class Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, scale, rectangles):
         out, lse, parts, heads = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf), [], q.shape[1] // k.shape[1]
         for r in rectangles:
-            keys, values = (fill(x, r.keys).repeat_interleave(heads, 1) for x in (k, v))
+            keys, values = (fill(x, r.keys, heads) for x in (k, v))
             part, its = flash(fill(q, r.queries), keys, values, 0.0, r.causal, attn_mask=r.mask, scale=scale)
             tokens = r.queries[r.real]
             lse[tokens] = torch.logaddexp(lse[tokens], its.transpose(1, 2)[r.real])
@@ -145,13 +146,13 @@ class Attention(torch.autograd.Function):
         (q, k, v, out, lse), (scale, rectangles, heads) = ctx.saved_tensors, ctx.how
         sums = [torch.zeros_like(x) for x in (q, k, v)]
         for r in rectangles:
-            keys, values = (fill(x, r.keys).repeat_interleave(heads, 1) for x in (k, v))
+            keys, values = (fill(x, r.keys, heads) for x in (k, v))
             whole = fill(lse[..., None], r.queries)[..., 0].masked_fill(~r.real[:, None], 1e30)  # pads: probability 0
             more = flash_backward(fill(grad, r.queries), fill(q, r.queries), keys, values, fill(out, r.queries), whole,
                                   0.0, r.causal, attn_mask=r.mask, scale=scale)  # fmt: skip
             add(sums[0], r.queries, more[0])
             for total, part in zip(sums[1:], more[1:]):
-                add(total, r.keys, part.unflatten(1, (-1, heads)).sum(2))
+                add(total, r.keys, part if heads == 1 else part.unflatten(1, (-1, heads)).sum(2))
         return *sums, None, None
 
 

@@ -1,6 +1,7 @@
 """The processes of a run: torchrun's, or one alone."""
 
 import atexit
+import ctypes
 import functools
 import os
 import sys
@@ -22,10 +23,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def keep_freed_memory():
+    """Let glibc keep the memory of freed tensors for later ones. It would return large pieces to the system, and every
+    step would take them anew, page by page: 5 to 8 % of the time on a CPU."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+
+
 def start_processes() -> str:
     """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu". A lone GPU gets a group of
     its own, because FSDP needs one."""
     cuda = torch.cuda.is_available()
+    if not cuda:
+        keep_freed_memory()
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)

@@ -7,6 +7,12 @@ vllm_sampler.py:
     rest(), wake()  the same for a model that stays as it is, a teacher
     asleep          True after a sleep() that took effect: sync() has to come before the next sample()
     exact           True if those logprobs are the trainer's own, so that no second pass is needed to compute them
+
+The torch sampler writes all responses at the same time, a token of each per pass through the model. What they share is
+computed and kept once: the tokens that all prompts begin with, such as worked examples, and each prompt for all of its
+responses. Query heads that share a key head go through one product, so keys and values are never copied for them. A
+token is drawn by inverting the distribution function at one uniform number, first among blocks of the vocabulary, then
+within a block; its logprob and the entropy come from the same exponentials. Responses that have ended are dropped.
 """
 
 import copy
@@ -271,7 +277,7 @@ class TorchSampler:
             alive = lengths[rows] == steps
             if t + 1 == steps or not alive.any():
                 break
-            if t % 8 == 7 and alive.float().mean() < 0.8:  # drop ended rows; not at once, because it copies the cache
+            if t % 4 == 3 and alive.float().mean() < 0.9:  # drop ended rows; not at once, because it copies the cache
                 rows, start, token = (x[alive] for x in (rows, start, token))
                 cache.keep(alive)
             cache.length = t

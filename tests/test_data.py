@@ -1,12 +1,13 @@
 """Problems: data sets by file and alias, what is dropped and what is refused, prompt templates, the training order."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from core.data import DATA, TEMPLATES, draw, load_data, render
+from core.data import DATA, TEMPLATES, draw, easy_problems, load_data, render
 from core.verify import verify
 
 
@@ -208,6 +209,36 @@ def test_render(tokenizer, template, text):
 def test_every_template_holds_the_problem_once(tokenizer, template):
     problem = r"Find \frac{a}{b} if {problem} = {} {0}"  # braces in a problem are not fields
     assert render(problem, template, tokenizer).count(problem) == 1
+
+
+OPERATIONS = [  # what a problem of `easy` may say, and what is then to be computed
+    (r"\+|buys .* more|together|in all", lambda a, b: a + b),
+    (r"-|gives|more .* than|sold", lambda a, b: a - b),
+    (r"\*|each|every day", lambda a, b: a * b),
+    (r"/|equal|bags of", lambda a, b: a / b),
+]
+
+
+def test_easy_problems_have_one_step_and_the_right_answer():
+    for row in easy_problems("easy", 2000) + easy_problems("easy-test", 500):
+        a, b = map(int, re.findall(r"\d+", row["problem"]))
+        answer = int(row["answer"])
+        assert 2 <= min(a, b) and max(a, b, answer) <= 60 and answer > 0
+        fitting = [f for words, f in OPERATIONS if re.search(words, row["problem"])]
+        assert any(answer in (f(a, b), f(b, a)) for f in fitting), row
+
+
+def test_easy_problems_for_training_and_for_tests_are_disjoint():
+    train, test = easy_problems("easy", 2000), easy_problems("easy-test", 500)
+    texts = {row["problem"] for row in train + test}
+    assert len(texts) == len(train) + len(test) == 2500
+    assert easy_problems("easy", 50) == easy_problems("easy", 2000)[:50]
+
+
+def test_the_examples_of_easy_are_turns_before_the_problem(tokenizer):
+    text = render("1+1", "easy", tokenizer)
+    assert text.startswith("<|user|>What is 14 + 9?<|assistant|>14 + 9 = 23\n\\boxed{23}<|end|><|user|>")
+    assert text.endswith("<|end|><|user|>1+1<|assistant|>") and text.count("<|user|>") == 4
 
 
 def test_the_system_turn_comes_first():
