@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[1]
 # alias: (hub id or folder, the defaults that suit it). Explicit flags win over these, and these over Config's.
 _TINY = dict(data="tiny", eval_data="tiny-test", eval_every=10, steps=40, prompts_per_step=64, lr=1e-4,
              max_new_tokens=64, tokens_per_micro=4096, reference=True)  # fmt: skip
-_EASY = dict(data="easy", eval_data="easy-test", template="easy", eval_every=10, eval_problems=100, steps=30,
+_EASY = dict(data="easy", eval_data="easy-test", template="easy", eval_every=10, eval_problems=100, steps=20,
              prompts_per_step=16, samples_per_prompt=8, lr=1e-5, max_prompt_tokens=256, max_new_tokens=32,
              tokens_per_micro=2048, save_every=10, keep=1)  # fmt: skip
 _REAL = dict(template="cot", eval_data="math500", eval_every=20, save_every=20, keep=2)
@@ -89,7 +89,8 @@ def find_model(name: str, flag: str) -> tuple:
     except (OSError, ValueError) as error:
         reason, near = str(error).splitlines()[0], difflib.get_close_matches(name, MODELS, 1, 0.5)
         if name in MODELS:
-            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, or put it in models/{name}")
+            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, give a local folder, or "
+                 f"put one at models/{name}")  # fmt: skip
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {reason}; {hint}")
 

@@ -87,7 +87,7 @@ def test_a_real_model_is_evaluated_and_saved_now_and_then(alias):
 def test_a_laptop_needs_no_flag_for_a_real_model():
     cfg = parse("--model", "smollm2-135m-instruct")
     assert (cfg.data, cfg.eval_data, cfg.template) == ("easy", "easy-test", "easy")
-    assert (cfg.prompts_per_step, cfg.samples_per_prompt, cfg.steps, cfg.keep) == (16, 8, 30, 1)
+    assert (cfg.prompts_per_step, cfg.samples_per_prompt, cfg.steps, cfg.keep) == (16, 8, 20, 1)
 
 
 def test_a_folder_in_models_comes_before_the_hub(tmp_path, monkeypatch, tiny_path):
