@@ -43,6 +43,7 @@ STYLES = (
 # ------------------------------------------------------------------------------ problems and solutions
 OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6), "wide": (2, 8), "wide-test": (2, 8)}  # fewest, most
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+for_test = lambda text: hashlib.sha256(text.encode()).digest()[0] % 8 == 0  # whether a problem may be in a test split
 LARGEST = 99  # all intermediate values lie in 0..LARGEST: few enough facts for a tiny model to know
 LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # 3: or products would be rare
 
@@ -72,8 +73,7 @@ def problems(split: str, n: int, seed: int = 0) -> list[dict]:
             is_product_of_sum = op == "*" and re.search(r"[-+]\d$", text)  # only then are parentheses needed
             text = f"({text}){op}{k}" if is_product_of_sum else f"{text}{op}{k}"
             value = OPERATORS[op](value, k)
-        to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
-        if split == "hard" or to_test == split.endswith("test"):
+        if split == "hard" or for_test(text) == split.endswith("test"):
             drawn.setdefault(text, {"problem": text, "answer": str(value)})
     return list(drawn.values())
 

@@ -1,6 +1,5 @@
 """Problems: data sets by alias, hub id or file; prompt templates; the order in which a run draws problems."""
 
-import hashlib
 import json
 import random
 from collections import Counter
@@ -122,8 +121,7 @@ def easy_problems(split: str, n: int) -> list[dict]:
         (x, y), things = rng.sample(NAMES, 2), rng.choice(THINGS)
         plain, *stories = EASY[op]
         text = rng.choice([plain, plain, rng.choice(stories)]).format(a=a, b=b, x=x, y=y, things=things)
-        to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
-        if to_test == split.endswith("test"):
+        if tiny.for_test(text) == split.endswith("test"):
             drawn.setdefault(text, dict(problem=text, answer=str(high)))
     return list(drawn.values())
 

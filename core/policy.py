@@ -59,13 +59,6 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
 CHUNK = 2**27  # logits that exist at a time on a GPU, in elements
 
 
-def tokens_in(batch, rows, shared: bool) -> int:
-    """Tokens of these rows, with a prompt that several of them have counted once (shared), or for each."""
-    prompts = {id(batch.prompts[row]): batch.prompts[row] for row in rows} if shared else {}
-    prompts = prompts.values() or [batch.prompts[row] for row in rows]
-    return sum(map(len, prompts)) + sum(len(batch.responses[row]) for row in rows)
-
-
 def logits_of(lm, hidden):
     """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
     Granite divides, Cohere multiplies, Gemma 2 caps."""
@@ -241,15 +234,15 @@ class Policy(nn.Module):
     def _micros(self, batch):
         """This rank's micro-batches: (pack, rows, 1.0, whether it is the last); (pack, rows, 0.0, ...) is a stand-in
         where this rank has no work."""
-        most, joined = self.tokens_per_micro, []
+        shared, most, joined = self.device.type == "cpu", self.tokens_per_micro, []  # shared: see Pack
         for unit in batch.units:
             rows = [*joined[-1], *unit] if joined else unit
-            alike = self.device.type == "cpu" and len({id(batch.prompts[row]) for row in rows}) == 1
-            if joined and alike and tokens_in(batch, rows, True) <= most:  # their prompt stands in the row once
+            alike = shared and len({id(batch.prompts[row]) for row in rows}) == 1
+            if joined and alike and batch.tokens(rows, shared) <= most:  # their prompt stands in the row once
                 joined[-1] = rows
             else:
                 joined.append(unit)
-        columns = plan([tokens_in(batch, unit, self.device.type == "cpu") for unit in joined], most, world())
+        columns = plan([batch.tokens(unit, shared) for unit in joined], most, world())
         for number, column in enumerate(columns, 1):
             units = column[rank()]
             rows = [row for unit in units or [0] for row in joined[unit]]

@@ -44,9 +44,10 @@ class Batch:
         values = {name: value[index] for name, value in self.values.items()}
         return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units, index)
 
-    def lengths(self) -> list[int]:
-        """Tokens of each row, prompt and response together."""
-        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses)]
+    def tokens(self, rows, shared: bool) -> int:
+        """Number of tokens of these rows; a prompt of several of them counts once (shared), or for each of them."""
+        prompts = {id(self.prompts[row]) if shared else row: self.prompts[row] for row in rows}
+        return sum(map(len, prompts.values())) + sum(len(self.responses[row]) for row in rows)
 
 
 class Tokens(SimpleNamespace):

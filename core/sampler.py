@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from core.config import bad_input
-from core.packing import refuse_attention
+from core.packing import refuse_attention, shared_start
 from core.policy import logits_of
 from core.processes import say
 
@@ -168,15 +168,18 @@ def draw(logits: torch.Tensor, u: torch.Tensor, top_p: float = 1.0):
     blocks of tokens, then within one: sums in float64 over a whole vocabulary would take much of the time."""
     rows, vocab = logits.shape
     width = 2 ** (vocab.bit_length() // 2)
-    p = logits.new_zeros(rows, math.ceil(vocab / width) * width)
+    p = logits.new_empty(rows, math.ceil(vocab / width) * width)
+    p[:, vocab:] = 0
     logits -= logits.amax(-1, keepdim=True)
     torch.exp(logits, out=p[:, :vocab])
     blocks = p.view(rows, -1, width)
-    total = blocks.sum(-1).sum(-1)
+    mass = blocks.sum(-1)
+    total = mass.sum(-1)
     entropy = total.log() - torch.linalg.vecdot(p[:, :vocab], logits) / total
     if top_p < 1:
         p[:, :vocab] = nucleus(p[:, :vocab] / total[:, None], top_p)
-    block, u = search(blocks.sum(-1), u)
+        mass = blocks.sum(-1)
+    block, u = search(mass, u)
     place, _ = search(blocks.gather(1, block[:, :, None].expand(-1, -1, width))[:, 0], u)
     token = block * width + place
     return token[:, 0], logits.gather(1, token)[:, 0] - total.log(), entropy
@@ -248,10 +251,8 @@ class TorchSampler:
 
         # Prefill: what all prompts begin with, if that is worth a pass; then the rest of each, padded on the right.
         lengths = np.array([len(prompt) for prompt in prompts])
-        width, least = lengths.max(), lengths.min()
+        width, common = lengths.max(), shared_start(prompts)
         ids = np.stack([np.pad(prompt, (0, width - len(prompt))) for prompt in prompts])
-        common = int((ids[:, : least - 1] == ids[0, : least - 1]).all(0).cumprod().sum())
-        common = common if len(prompts) > 1 and common >= 16 else 0
         ids, columns = send(ids), torch.arange(width, device=device)
         cache.bias = torch.zeros((), dtype=self.lm.dtype, device=device)
         if common:

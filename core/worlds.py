@@ -12,7 +12,6 @@ right. A search has an attempt a line, such as `12*2=24+8=32-1=31 > 38 no`, at l
 """
 
 import argparse
-import hashlib
 import json
 import random
 import re
@@ -57,8 +56,7 @@ def countdown(split: str, n: int, seed: int = 0) -> list[dict]:
             continue
         order, target = rng.choice([(order, walk[-1]) for order, walk in walks.items()])
         text = " ".join([str(start), *operations, ">", str(target)])
-        to_test = hashlib.sha256(text.encode()).digest()[0] % 8 == 0
-        if len(orders(text, right=True)) <= MOST and to_test == (split == "test"):
+        if len(orders(text, right=True)) <= MOST and tiny.for_test(text) == (split == "test"):
             drawn.setdefault(text, {"problem": text, "answer": "".join(order)})
     return list(drawn.values())
 
