@@ -96,7 +96,7 @@ reward = common.Run.reward
 
 
 def slow(run, rollouts):
-    print("in the step", flush=True)
+    common.say("in the step")  # one process alone: two would write into each other's lines
     time.sleep(5)
     return reward(run, rollouts)
 
