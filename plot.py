@@ -205,11 +205,13 @@ def panels_of_models(models):
 
 def panels_of_comparison(r):
     """The panels of a comparison, from the numbers r of a benchmark; see draw_evaluation()."""
-    panels = panels_of_models({Path(label).name: model for label, model in r["models"].items()})
-    panels += [(draw_flow, pair["transitions"], Path(label).name) for label, pair in r["pairs"].items()]
-    if "perplexity" in r:
-        panels.append((draw_boxes, r["perplexity"], "responses of", "perplexity under the baseline"))
-    return panels
+    short = lambda folder: Path(folder).name.removeprefix("eval-").removesuffix("-final")
+    panels = panels_of_models({short(label): model for label, model in r["models"].items()})
+    for label, pair in r["pairs"].items():
+        if sum(cell["size"] > 0 for cell in pair["transitions"].values()) > 1:  # else there is one strategy only
+            panels.append((draw_flow, pair["transitions"], short(label)))
+    perplexity = {short(label): values for label, values in r.get("perplexity", {}).items()}
+    return panels + [(draw_boxes, perplexity, "responses of", "perplexity under the baseline")] * bool(perplexity)
 
 
 def draw_evaluation(path):
@@ -225,20 +227,22 @@ def draw_evaluation(path):
         else:
             grid.append(panels_of_summary(Path(path), name, r))
     rows, columns = len(grid), max(map(len, grid))
-    figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 5 * rows), layout="constrained")
     for name, panels, axes in zip(data["benchmarks"], grid, figure.subplots(rows, columns, squeeze=False)):
         for ax, (draw_one, *arguments) in zip(axes, panels):
             draw_one(ax, *arguments)
             ax.set_title(name)
             ax.grid(alpha=0.25)
-            ax.legend(fontsize=8)
+            below = len(ax.get_legend_handles_labels()[1]) > 3  # the axes, where a long legend hides no curve
+            ax.legend(fontsize=8, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.14)) if below else {})
     figure.savefig(Path(path).with_suffix(".png"))
 
 
 def draw_boxes(ax, groups, xlabel, ylabel):
     """A box for each group, {label: values}."""
     ax.boxplot(list(groups.values()), whis=(2.5, 97.5), sym="", label="box 50 %, whiskers 95 %")
-    ax.set(xlabel=xlabel, ylabel=ylabel, xticklabels=[Path(str(label)).name[:24] for label in groups])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_xticks(range(1, len(groups) + 1), groups, rotation=15 if len("".join(map(str, groups))) > 40 else 0)
 
 
 def draw_bars(ax, groups, bins, xlabel, ylabel):

@@ -226,9 +226,10 @@ class TorchSampler:
         longest = max(map(len, prompts), default=0) + n * max_new_tokens
         size = max(1, self.cache_tokens // longest)  # prompts that fit into the cache together
         responses = []
-        for i in tqdm(range(0, len(prompts), size), desc="sampling", delay=5, leave=False, disable=quiet):
-            keys = streams(seed, numbers[i : i + size], n)
-            responses += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p)
+        with tqdm(total=len(prompts) * n, desc="sampling", delay=5, leave=False, disable=quiet or None) as bar:
+            for i in range(0, len(prompts), size):
+                keys = streams(seed, numbers[i : i + size], n)
+                responses += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p, bar)
         return responses
 
     def _draw(self, hidden, u, temperature, top_p):
@@ -240,8 +241,9 @@ class TorchSampler:
         return map(torch.cat, zip(*parts))
 
     @torch.inference_mode()
-    def _decode(self, prompts, n, keys, steps, temperature, top_p):
-        """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens."""
+    def _decode(self, prompts, n, keys, steps, temperature, top_p, bar):
+        """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens. The bar
+        counts responses."""
         device, cache = self.eos.device, Cache(len(prompts), n, steps, self.eos.device)
         send = lambda x: torch.from_numpy(x).to(device)
 
@@ -279,10 +281,12 @@ class TorchSampler:
             if t + 1 == steps or not alive.any():
                 break
             if t % 4 == 3 and alive.float().mean() < 0.9:  # drop ended rows; not at once, because it copies the cache
+                bar.update(int((~alive).sum()))
                 rows, start, token = (x[alive] for x in (rows, start, token))
                 cache.keep(alive)
             cache.length = t
             hidden = states(token[:, None], (start + t)[:, None])[:, 0]
+        bar.update(len(rows))
         finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
         tokens, logprobs, entropies = (x.cpu().numpy() for x in (tokens, logprobs, entropies))
         return [(tokens[i, :length], logprobs[i, :length], entropies[i, :length], finished[i])

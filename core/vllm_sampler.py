@@ -4,6 +4,7 @@ import atexit
 import functools
 import os
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -170,7 +171,7 @@ class VLLMSampler:
             torch.manual_seed(keys[0])
             np.random.seed(keys[0] % 2**32)
             bar = functools.partial(LateBar, delay=5, leave=False)
-            outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and bar)
+            outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and sys.stderr.isatty() and bar)
         responses = []
         for request in outputs[first : first + len(prompts)]:
             for answer in request.outputs * copies:
