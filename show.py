@@ -1,0 +1,3 @@
+"""stub"""
+def write(paths, out=None):
+    return "x"
