@@ -31,7 +31,7 @@ METHODS = {
     "raft_pp": ("RAFT++", "It learns from right responses alone; the clip stops a token that has moved far enough."),
     "reinforce_rej": ("Reinforce-Rej", "Right is +1, wrong is -1; a prompt with only one of them teaches nothing."),
     "grpo": ("GRPO", "An advantage is how far a reward lies from the mean of its group: rare successes count most."),
-    "ppo": ("PPO", "Its critic foretells the reward at each token; what turns out better is pushed up, worse down."),
+    "ppo": ("PPO", "Its critic predicts the reward at each token: what turns out better is pushed up, worse down."),
     "iterative_dpo": ("Iterative DPO", "A right and a wrong response make a pair; the gap between them is to grow."),
 }
 
@@ -56,20 +56,22 @@ def read_samples(file: Path) -> dict:
     steps, old_format = {}, 0
     for number, row in lines_of(file) if file.exists() else ():
         try:
+            groups = steps.setdefault(int(row["step"]), {})
             if "tokens" not in row:  # of a run that this one has resumed, perhaps
                 old_format += 1
                 continue
             lists = [row[name] for name in ("tokens", "old", "new", "entropy")]
             if len(set(map(len, lists))) > 1 or not all(isinstance(text, str) for text in row["tokens"]):
                 raise ValueError("tokens, old, new and entropy have to be lists of the same length")
-            steps.setdefault(int(row["step"]), {}).setdefault(row["prompt_id"], []).append(response_of(row))
+            groups.setdefault(row["prompt_id"], []).append(response_of(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}, line {number}: no recorded response ({error}); remove the line") from None
+    steps = {step: groups for step, groups in sorted(steps.items()) if groups}
     if not steps and old_format:
         raise ValueError(f"{file}: written by an older version, without tokens; train again to see them")
     if not steps:
         raise ValueError(f"{file}: no recorded responses in it; let the run do a step first")
-    return dict(sorted(steps.items()))
+    return steps
 
 
 def response_of(row: dict) -> dict:
