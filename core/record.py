@@ -111,16 +111,16 @@ def evaluation(run, rollouts):
 
 def conclusion(run):
     """On rank 0: curves.png and show.html of a finished run, and what has come of it in words."""
-    out, page = run.cfg.out, ""
+    out = run.cfg.out
     plot.draw([out], out + "/curves.png")
-    if run.cfg.show:
-        try:
-            page = f"   page: {show.write([out])}"
-        except (OSError, ValueError) as error:  # the run itself is whole
-            say(f"warning: no show.html: {error}")
     for row in (0, 4) if run.evaluated else ():
         say("\n".join(f"{k}: {x}" for k, x in run.evaluated.show(row, run.tokenizer).items()) + "\n")
     rows = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
     if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:
         say(f"accuracy on {len(run.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
-    say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl{page}")
+    say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
+    if run.cfg.show:
+        try:
+            say(f"what was learned, token by token: {show.write([out])}")
+        except (OSError, ValueError) as error:  # the run itself is whole
+            say(f"warning: no show.html: {error}")
