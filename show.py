@@ -151,8 +151,11 @@ def load(path, most: int) -> dict:
     samples, metrics = read_samples(folder / "samples.jsonl"), plot.load(folder).rows
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     about = config.pop("about", dict(script=folder.resolve().name.split("-")[0], unusual=None))
-    steps = [dict(step=step, groups=[dict(sentence=sentence(about["script"], group), responses=group)
-                                     for group in groups.values()]) for step, groups in samples.items()]  # fmt: skip
+    try:
+        told = lambda group: dict(sentence=sentence(about["script"], group), responses=group)
+        steps = [dict(step=step, groups=[told(group) for group in groups.values()]) for step, groups in samples.items()]
+    except TypeError as error:
+        raise ValueError(f"{folder}/samples.jsonl: values of a wrong kind ({error}); remove their lines") from None
     while len(steps) > 2 and len(json.dumps(steps)) > most:
         steps = [*steps[:-1:2], steps[-1]]
     columns = {name: [row.get(name) for row in metrics.values()] for name in ("step", *CURVES)}

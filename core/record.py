@@ -18,9 +18,9 @@ AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
 
 # ------------------------------------------------------------------------------------------------ samples of a step
 def chosen(rollouts) -> list[int]:
-    """Rows of the responses that are recorded: all those to a few prompts, evenly spaced in the batch, so that each
-    update of the step has some of them. They cost one more forward pass, hence at most 16 responses and a sixteenth of
-    the prompts; but at least one prompt, and four responses."""
+    """Rows of the responses that are recorded: all those to a few prompts, evenly spaced in the batch, so that they
+    belong to different updates of the step. They cost one more forward pass, hence at most 16 responses and a sixteenth
+    of the prompts; but at least one prompt, and four responses."""
     n, prompts = rollouts.n, len(rollouts.problems)
     count = min(prompts, max(1, 4 // n, min(prompts // 16, 16 // n)))
     rows = [(2 * i + 1) * prompts // (2 * count) * n + j for i in range(count) for j in range(min(n, 16))]
@@ -63,6 +63,7 @@ def samples(run, rollouts, rewards) -> list[dict]:
     part, passes = batch.select(rows), run.passes if rollouts is run.old.rollouts else []
     new = old = rollouts.tokens.old[part.index]
     if run.updates:
+        run.sampler.sleep()  # an evaluation may have woken it
         new, _ = run.policy.logprobs(part)
     entropy, tokens = rollouts.tokens.entropy[part.index], vars(rollouts.tokens)
     keep = getattr(rollouts, "keep", None)

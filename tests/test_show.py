@@ -323,6 +323,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert "samples.jsonl, line 2: no recorded response" in fails(capsys, folder)
     assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", [{"step": 1, "tokens": []}]))
     assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", ["text"]))
+    assert "samples.jsonl: values of a wrong kind" in fails(capsys, run_folder(tmp_path / "y", [row(advantage="much")]))
     folder = run_folder(tmp_path / "evaluated", [good])
     write(folder / "eval/step_000001/tiny-test.jsonl", [dict(problem="1+1")])
     assert "tiny-test.jsonl, line 1: no saved response" in fails(capsys, folder)
