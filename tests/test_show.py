@@ -523,7 +523,7 @@ def test_a_page_of_each_method(train, tmp_path, name):
             else:
                 assert [i for i, x in enumerate(card["values"]) if x] == row["clipped"]
             if kind == "push" and not row["kept"]:
-                assert set(card["kinds"]) == {"t"} and card["way"] == "rejected" in card["facts"]
+                assert set(card["kinds"]) == {"t"} and card["way"] == "rejected" and "rejected" in card["facts"]
                 assert ("advantage +1 (unused)" in card["facts"]) == name.startswith("raft")
     assert any(row["updates"] for row in rows) and any(look["cards"][0]["values"] for _, look in seen)
 
