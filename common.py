@@ -26,12 +26,10 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import logging
 
-import plot
-from core import checkpoint
-from core.config import (MODELS, arg, bad_input, check_bounds, fail, find_check, find_model,  # noqa: F401
+from core import checkpoint, record
+from core.config import (MODELS, about, arg, bad_input, check_bounds, fail, find_check, find_model,  # noqa: F401
                          longest_sequence, parse)  # fmt: skip
 from core.data import TEMPLATES, draw, load_data  # noqa: F401
-from core.evaluation import with_interval
 from core.policy import Policy
 from core.processes import all_reduce, rank, say, start_processes, world
 from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
@@ -93,6 +91,7 @@ class Config:
     save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)", least=0)
     keep: int = arg(0, "keep the newest KEEP checkpoints and delete older ones (0: keep all)", least=0)
     out: str = arg("", "output folder (default: out/ALGORITHM-MODEL-sSEED)")
+    show: bool = arg(True, "write show.html at the end, a page of what was pushed up and down, token by token")
     resume: bool = arg(False, "continue from the newest complete checkpoint in the output folder")
     tensorboard: bool = arg(False, "log to TensorBoard as well (needs the tensorboard package)")
     wandb: bool = arg(False, "log to Weights & Biases as well (needs the wandb package)")
@@ -142,11 +141,16 @@ def clipped_loss(new, old, adv, cfg):
     return -surrogate
 
 
-def clip_counts(new, old, adv, cfg) -> dict:
-    """Number of tokens where the clip binds, as PPO counts it: they have no gradient."""
+def clip_binds(new, old, adv, cfg) -> tuple:
+    """Two masks [T]: tokens where the lower and the upper clip bind, as PPO counts it. They have no gradient."""
     ratio = torch.exp(new - old)
     low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
-    return dict(clip_low=((ratio < 1 - low) & (adv < 0)).sum(), clip_high=((ratio > 1 + high) & (adv > 0)).sum())
+    return (ratio < 1 - low) & (adv < 0), (ratio > 1 + high) & (adv > 0)
+
+
+def clip_counts(new, old, adv, cfg) -> dict:
+    """Number of tokens where the clip binds."""
+    return {name: binds.sum() for name, binds in zip(("clip_low", "clip_high"), clip_binds(new, old, adv, cfg))}
 
 
 def sum_by(group, x):
@@ -195,7 +199,7 @@ class Run:
         self.failures = self.idle_steps = 0
         self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
         self.synced = False
-        self.metrics, self.evaluated = {}, None
+        self.metrics, self.evaluated, self.decoded = {}, None, {}
         self.source, config, self.tokenizer = find_model(cfg.model, "model")
         with bad_input():
             reward_names(cfg.reward)
@@ -262,7 +266,7 @@ class Run:
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0)
-        self.totals, self.updates, self.tried_updates, self.kept_tokens = {}, 0, 0, 0
+        self.totals, self.updates, self.tried_updates, self.kept_tokens, self.passes = {}, 0, 0, 0, []
         self.clock = time.perf_counter()
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
@@ -276,7 +280,7 @@ class Run:
         state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
         if rank() == 0:
-            checkpoint.open_folder(self.folder, vars(cfg), cfg.resume, self.step)
+            checkpoint.open_folder(self.folder, vars(cfg) | dict(about=about(cfg)), cfg.resume, self.step)
         self.trackers = checkpoint.trackers(cfg) if rank() == 0 else []
         say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
         say(f"first prompt: {self.problems[0]['text']!r}")
@@ -363,7 +367,7 @@ class Run:
         filled = [(rows, units) for rows, units in parts if len(rows)]
         if "old" not in vars(rollouts.tokens):
             self.old.compute(leave_out=filled[0][0] if filled else ())
-        self.metrics["kept"] = keep.float().mean().item()
+        rollouts.keep, self.metrics["kept"] = keep, keep.float().mean().item()
         self.metrics["skipped_updates"] += len(parts) - len(filled)
         self.kept_tokens += int(rollouts.lengths[keep].sum())
         return [rollouts.batch.select(rows, units) for rows, units in filled]
@@ -386,7 +390,8 @@ class Run:
             tokens.old = torch.where(tokens.old.isnan(), now, tokens.old)
             tokens.entropy = torch.where(tokens.entropy.isnan(), entropy.detach(), tokens.entropy)
             loss = token_loss(new, tokens, cfg)
-            loss, sums = loss if isinstance(loss, tuple) else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
+            self.own_sums = isinstance(loss, tuple)
+            loss, sums = loss if self.own_sums else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
             if getattr(loss, "shape", None) != new.shape:
                 got = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
                 fail(f"token_loss returned {got}; it needs {list(new.shape)}, one value per token")
@@ -401,7 +406,7 @@ class Run:
                 loss = loss - cfg.entropy_coef * entropy
             return loss, sums | dict(ratio_max=(now - tokens.old).exp().max())
 
-        seen = torch.zeros(2, int(batch.ends[-1])) if first else None
+        seen = torch.zeros(2, int(batch.ends[-1]))
         stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr, seen)
         if first:
             self.old.learn(batch, *seen)
@@ -414,6 +419,8 @@ class Run:
                 fail(f"step {self.step}: ten updates in a row without a finite gradient; lower --lr, then --resume")
             return
         self.failures, self.updates = 0, self.updates + 1
+        binds = torch.logical_or(*clip_binds(seen[0], batch.values["old"], batch.values["adv"], cfg))
+        self.passes.append((batch.index, None if self.own_sums else binds))
         for name, value in stats.items():
             last = self.totals.get(name, 0)
             self.totals[name] = max(last, value) if name.endswith("_max") else last + value
@@ -425,22 +432,18 @@ class Run:
         if not self.tests or not due:
             return
         self.sampler.sync(self.policy)
-        samples = 4
-        self.evaluated = examine(self.sampler, self.tokenizer, self.tests, samples, cfg.seed, cfg, check=self.check)
-        self.metrics["eval_accuracy"] = accuracy = self.evaluated.correct.mean().item()
+        self.evaluated = examine(self.sampler, self.tokenizer, self.tests, 4, cfg.seed, cfg, check=self.check)
+        self.metrics["eval_accuracy"] = self.evaluated.correct.mean().item()
         if rank() == 0:
-            _, low, high = with_interval(self.evaluated.correct.mean(1))
-            file = self.folder / f"eval/step_{self.step:06d}/{Path(cfg.eval_data).stem}.jsonl"
-            file.parent.mkdir(parents=True, exist_ok=True)  # folders that eval.py --compare and --rescore read
-            rows = self.evaluated.rows(cfg.seed)
-            file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
-            say(f"step {self.step}: accuracy {accuracy:.1%} on {len(self.tests)} test problems, {samples} responses "
-                f"each, 95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
+            record.evaluation(self, self.evaluated)
 
     def log(self, rollouts: Rollouts, rewards: torch.Tensor):
         """Complete the step's metrics; write them to metrics.jsonl, and some rollouts to samples.jsonl; show them on
         the bar, or in a line where there is no terminal."""
-        m, seconds = self.metrics, sum(self.metrics[name] or 0 for name in TIMES)
+        m, self.clock = self.metrics, time.perf_counter()  # not the time of an evaluation
+        record.record(self, rollouts, rewards)
+        self._lap("time_train")
+        seconds = sum(m[name] or 0 for name in TIMES)
         tokens, gap = rollouts.tokens, self.old.gap()
         if len(gap):
             m.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
@@ -459,9 +462,6 @@ class Run:
             say(f"warning: step {self.step}: rewards differ, but every kept advantage is 0: nothing was learned")
         if self.idle_steps == 10:
             fail(f"step {self.step}: ten steps in a row in which nothing was learned; look at advantages and rejection")
-        for row in range(min(4, rewards.numel())):
-            reward = rewards.flatten()[row].item()
-            self._write("samples.jsonl", dict(step=self.step, reward=reward) | rollouts.show(row, self.tokenizer))
         self._write("metrics.jsonl", m)
         for track in self.trackers:
             track({name: x for name, x in m.items() if x is not None}, self.step)
@@ -484,16 +484,9 @@ class Run:
                 checkpoint.prune(self.folder, self.step, cfg.keep)
 
     def finish(self):
-        """Write final/ and curves.png, and say what happened; after a signal only say how to go on."""
-        out = self.cfg.out
+        """Write final/, curves.png and show.html, and say what happened; after a signal only say how to go on."""
         if self.step < self.cfg.steps:
             return say(f"left after step {self.step}, which is saved; the same command with --resume continues")
         checkpoint.save(self.folder / "final", self.policy, self.tokenizer)
         if rank() == 0:
-            plot.draw([out], out + "/curves.png")
-            for row in (0, 4) if self.evaluated else ():
-                say("\n".join(f"{k}: {x}" for k, x in self.evaluated.show(row, self.tokenizer).items()) + "\n")
-            rows = [json.loads(line) for line in open(self.folder / "metrics.jsonl")]
-            if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:
-                say(f"accuracy on {len(self.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
-            say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
+            record.conclusion(self)

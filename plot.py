@@ -27,7 +27,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 LOOKS = [{"color": COLOURS[i % 7], "marker": MARKERS[i % 8]} for i in range(56)]
 SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # bins of accuracies: 0, (0, .1], ..., (.9, 1), 1
 # Keys of config.json that do not change what a step does, so runs that differ in them are of the same setting.
-BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro"}
+BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro",
+               "show", "about"}  # fmt: skip
 ACCURACY = "accuracy\nsolid: training, dashed: reward, hollow: evaluation"
 CLIPPED = "clip fraction\nsolid: above 1 + high, dashed: below 1 - low"
 # title, y axis, its start ("zero", "free") or "log", what an empty panel says, {metric: line style}

@@ -138,18 +138,35 @@ def check_bounds(cfg):
             fail(f"--{item.name} {value}: must be {most} or below")
 
 
-def parse(config_class, doc: str, argv: list[str] | None = None):
-    """The resolved configuration: the defaults of the class, over them those of the model's alias, over them explicit
-    flags. A class can have `on_tiny`, a dict of defaults of its own for the built-in models."""
-    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
-    argv = sys.argv[1:] if argv is None else argv
-    model = parser.parse_known_args([flag for flag in argv if flag not in ("-h", "--help")])[0].model
+def suited(config_class, model: str) -> dict:
+    """Defaults that suit a model, if it is one of the aliases; for the built-in ones with those in the class's
+    `on_tiny`."""
     defaults = dict(MODELS[model][1]) if model in MODELS else {}
     if model.startswith("tiny"):
         defaults |= getattr(config_class, "on_tiny", {})
     names = {item.name for item in fields(config_class)}  # eval.py has fewer
-    parser.set_defaults(**{name: value for name, value in defaults.items() if name in names})
+    return {name: value for name, value in defaults.items() if name in names}
+
+
+def about(cfg) -> dict:
+    """What a configuration does not tell: the script that runs, and its unusual settings, {flag: its line in --help}:
+    those that are neither the file's defaults nor the model's."""
+    usual, lines = suited(type(cfg), cfg.model), {}
+    for item in fields(cfg):
+        name = item.name
+        if name not in ("model", "out", "resume") and getattr(cfg, name) != usual.get(name, item.default):
+            lines[name] = item.metadata.get("help", "").replace("%%", "%")
+    return dict(script=Path(sys.argv[0]).stem, unusual=lines)
+
+
+def parse(config_class, doc: str, argv: list[str] | None = None):
+    """The resolved configuration: the defaults of the class, over them those that suit the model, over them explicit
+    flags."""
+    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    argv = sys.argv[1:] if argv is None else argv
+    model = parser.parse_known_args([flag for flag in argv if flag not in ("-h", "--help")])[0].model
+    parser.set_defaults(**suited(config_class, model))
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)

@@ -32,7 +32,7 @@ def straight(train, tmp_path_factory):
 
 
 def test_the_output_folder(straight):
-    names = "config.json metrics.jsonl samples.jsonl curves.png step_000002 step_000004 final eval".split()
+    names = "config.json metrics.jsonl samples.jsonl curves.png show.html step_000002 step_000004 final eval".split()
     assert {p.name for p in straight.iterdir()} == set(names)
     for folder in ("step_000002", "step_000004", "final"):
         names = {p.name for p in (straight / folder).iterdir()}

@@ -1,0 +1,127 @@
+"""What a run leaves for its readers: some responses of each step, token by token; the responses of an evaluation; and
+at the end its curves, its page and a few words. `run` is a common.Run. The files: docs/reference.md."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import plot
+import show
+from core.evaluation import with_interval
+from core.processes import all_reduce, rank, say
+
+MOST = 22_000_000  # bytes of samples.jsonl over a whole run, but for the last two records
+AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
+
+
+# ------------------------------------------------------------------------------------------------ samples of a step
+def chosen(rollouts) -> list[int]:
+    """Rows of the responses that are recorded: all those to a few prompts, evenly spaced in the batch, so that they
+    belong to different updates of the step. They cost one more forward pass, hence at most 16 responses and a sixteenth
+    of the prompts; but at least one prompt, and four responses."""
+    n, prompts = rollouts.n, len(rollouts.problems)
+    count = min(prompts, max(1, 4 // n, min(prompts // 16, 16 // n)))
+    rows = [(2 * i + 1) * prompts // (2 * count) * n + j for i in range(count) for j in range(min(n, 16))]
+    fit = rollouts.lengths.flatten()[rows].cumsum(0) <= AT_ONCE
+    return rows[: max(1, int(fit.sum()))]
+
+
+def pieces(ids, tokenizer, known: dict) -> list[str]:
+    """The text of each token, which together are the response. Of tokens that share a character the first one has it.
+    known: what has been decoded before, {ids: text}."""
+
+    def text_of(some):
+        if some not in known:  # what they add behind themselves: at the start of a text, decoding can drop a space
+            known[some] = tokenizer.decode(some + some)[len(tokenizer.decode(some)) :]
+        return known[some]
+
+    texts, ids = [], tuple(map(int, ids))
+    while len(texts) < len(ids):
+        parts = [ids[len(texts) : len(texts) + size] for size in (1, 2, 3, 4)]
+        part = next((part for part in parts if "\ufffd" not in text_of(part)), parts[0])  # no half character
+        texts += [text_of(part)] + [""] * (len(part) - 1)
+    return texts
+
+
+def numbers(x, digits=4) -> list:
+    """A tensor [T] as a list, rounded to so many decimals; None for what is not a number."""
+    return [round(value, digits) if value == value else None for value in x.tolist()]
+
+
+def one_or_all(x):
+    """Values of a response's tokens [T] to six digits: one number, if they are all the same."""
+    values = [float(f"{value:.6g}") for value in x.tolist()]
+    return values[0] if values and len(set(values)) == 1 else values
+
+
+def samples(run, rollouts, rewards) -> list[dict]:
+    """The recorded responses of a step, after its updates: rows of samples.jsonl, the same on every rank. All ranks
+    have to call it together."""
+    batch, n, rows = rollouts.batch, rollouts.n, chosen(rollouts)
+    part, passes = batch.select(rows), run.passes if rollouts is run.old.rollouts else []
+    new = old = rollouts.tokens.old[part.index]
+    if run.updates:
+        run.sampler.sleep()  # an evaluation may have woken it
+        new, _ = run.policy.logprobs(part)
+    entropy, tokens = rollouts.tokens.entropy[part.index], vars(rollouts.tokens)
+    keep = getattr(rollouts, "keep", None)
+    clips = getattr(run.cfg, "clip", False) and all(binds is not None for _, binds in passes)
+    taken = torch.zeros(len(passes), len(tokens["sampler"]), dtype=torch.bool)  # by which update
+    clipped = torch.zeros_like(taken)
+    for number, (index, binds) in enumerate(passes):
+        taken[number, index] = True
+        clipped[number, index] = binds if clips else False
+    done = []
+    for row, start, end in zip(rows, part.starts, part.ends):
+        problem, at, here = rollouts.problems[row // n], slice(start, end), slice(batch.starts[row], batch.ends[row])
+        done.append(dict(
+            step=run.step, prompt_id=row // n, sample=row % n, reward=rewards.flatten()[row].item(),
+            **rollouts.show(row, run.tokenizer), problem=problem.get("problem", problem["text"]),
+            rewards=rewards[row // n].tolist(), kept=bool(keep.flatten()[row]) if keep is not None else None,
+            advantage=one_or_all(tokens["adv"][here]) if "adv" in tokens else None,
+            weight=one_or_all(tokens["weight"][here]) if "weight" in tokens else None,
+            updates=[number + 1 for number in range(len(passes)) if taken[number, here].any()],
+            clipped=clipped[:, here].any(0).nonzero()[:, 0].tolist() if clips else None,
+            tokens=pieces(batch.responses[row], run.tokenizer, run.decoded), old=numbers(old[at]), new=numbers(new[at]),
+            entropy=numbers(entropy[at])))  # fmt: skip
+    return done
+
+
+def record(run, rollouts, rewards):
+    """Add responses of this step to samples.jsonl, unless what earlier steps have left there is their share of MOST:
+    then a long run of long responses records whole steps, but not each of them."""
+    file = run.folder / "samples.jsonl"
+    size = int(all_reduce(torch.tensor(file.stat().st_size if rank() == 0 else 0), dist.ReduceOp.MAX))
+    if size <= MOST * (run.step - 1) / run.cfg.steps or run.step == run.cfg.steps:
+        for row in samples(run, rollouts, rewards):
+            run._write("samples.jsonl", row)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation, the end
+def evaluation(run, rollouts):
+    """On rank 0: the graded rollouts of an evaluation go into a file that eval.py --compare and --rescore read."""
+    _, low, high = with_interval(rollouts.correct.mean(1))
+    file = run.folder / f"eval/step_{run.step:06d}/{Path(run.cfg.eval_data).stem}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(run.cfg.seed)))
+    say(f"step {run.step}: accuracy {rollouts.correct.mean():.1%} on {len(rollouts.problems)} test problems, "
+        f"{rollouts.n} responses each, 95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
+
+
+def conclusion(run):
+    """On rank 0: curves.png and show.html of a finished run, and what has come of it in words."""
+    out = run.cfg.out
+    plot.draw([out], out + "/curves.png")
+    for row in (0, 4) if run.evaluated else ():
+        say("\n".join(f"{k}: {x}" for k, x in run.evaluated.show(row, run.tokenizer).items()) + "\n")
+    rows = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:
+        say(f"accuracy on {len(run.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
+    say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
+    if run.cfg.show:
+        try:
+            say(f"what was learned, token by token: {show.write([out])}")
+        except (OSError, ValueError) as error:  # the run itself is whole
+            say(f"warning: no show.html: {error}")
