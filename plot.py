@@ -228,14 +228,14 @@ def draw_evaluation(path):
         else:
             grid.append(panels_of_summary(Path(path), name, r))
     rows, columns = len(grid), max(map(len, grid))
-    figure = Figure(figsize=(5 * columns, 5 * rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
     for name, panels, axes in zip(data["benchmarks"], grid, figure.subplots(rows, columns, squeeze=False)):
         for ax, (draw_one, *arguments) in zip(axes, panels):
             draw_one(ax, *arguments)
             ax.set_title(name)
             ax.grid(alpha=0.25)
             below = len(ax.get_legend_handles_labels()[1]) > 3  # the axes, where a long legend hides no curve
-            ax.legend(fontsize=8, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.14)) if below else {})
+            ax.legend(fontsize=8, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.2)) if below else {})
     figure.savefig(Path(path).with_suffix(".png"))
 
 
