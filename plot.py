@@ -235,7 +235,7 @@ def draw_evaluation(path):
             ax.set_title(name)
             ax.grid(alpha=0.25)
             below = len(ax.get_legend_handles_labels()[1]) > 3  # the axes, where a long legend hides no curve
-            ax.legend(fontsize=8, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.2)) if below else {})
+            ax.legend(fontsize=7, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.18)) if below else {})
     figure.savefig(Path(path).with_suffix(".png"))
 
 
