@@ -206,7 +206,7 @@ def panels_of_models(models):
 
 def panels_of_comparison(r):
     """The panels of a comparison, from the numbers r of a benchmark; see draw_evaluation()."""
-    short = lambda folder: Path(folder).name.removeprefix("eval-").removesuffix("-final")
+    short = lambda folder: Path(folder).name.removeprefix("eval-")
     panels = panels_of_models({short(label): model for label, model in r["models"].items()})
     for label, pair in r["pairs"].items():
         if sum(cell["size"] > 0 for cell in pair["transitions"].values()) > 1:  # else there is one strategy only
