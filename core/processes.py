@@ -5,6 +5,7 @@ import ctypes
 import functools
 import os
 import sys
+import time
 import traceback
 
 import torch
@@ -33,13 +34,19 @@ def keep_freed_memory():
 
 def start_processes() -> str:
     """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu". A lone GPU gets a group of
-    its own, because FSDP needs one."""
+    its own, because FSDP needs one.
+
+    A process that ended right after a collective could now and then abort (SIGABRT): gloo's threads still hold its
+    tensors, and to release them they need the GIL, which an interpreter that is being taken down gives to nobody. Group
+    and threads outlive destroy_process_group, as caches of torch refer to them. So each process waits a moment for its
+    threads. (torch 2.13; pytorch issue 190489)"""
     cuda = torch.cuda.is_available()
     if not cuda:
         keep_freed_memory()
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
+        atexit.register(time.sleep, 0.2)  # comes last: for gloo's threads, see above
         atexit.register(dist.destroy_process_group)  # on success alone: see leave()
         sys.excepthook = functools.partial(report_and_leave, show=sys.excepthook)  # around torch's, with the rank
     if cuda:
