@@ -2,6 +2,7 @@
 at the end its curves, its page and a few words. `run` is a common.Run. The files: docs/reference.md."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -14,15 +15,16 @@ from core.processes import all_reduce, rank, say
 
 MOST = 22_000_000  # bytes of samples.jsonl over a whole run, but for the last two records
 AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
+SHARE = 3 / 64  # of all responses: recording them costs another forward pass, up to 3 % of a step's time
 
 
 # ------------------------------------------------------------------------------------------------ samples of a step
 def chosen(rollouts) -> list[int]:
     """Rows of the responses that are recorded: all those to a few prompts, evenly spaced in the batch, so that they
-    belong to different updates of the step. They cost one more forward pass, hence at most 16 responses and a sixteenth
-    of the prompts; but at least one prompt, and four responses."""
+    belong to different updates of the step. At most 16 responses and SHARE of the prompts; but at least one prompt, and
+    four responses."""
     n, prompts = rollouts.n, len(rollouts.problems)
-    count = min(prompts, max(1, 4 // n, min(prompts // 16, 16 // n)))
+    count = min(prompts, max(1, 4 // n, min(int(SHARE * prompts), 16 // n)))
     rows = [(2 * i + 1) * prompts // (2 * count) * n + j for i in range(count) for j in range(min(n, 16))]
     fit = rollouts.lengths.flatten()[rows].cumsum(0) <= AT_ONCE
     return rows[: max(1, int(fit.sum()))]
@@ -90,8 +92,12 @@ def samples(run, rollouts, rewards) -> list[dict]:
 
 
 def record(run, rollouts, rewards):
-    """Add responses of this step to samples.jsonl, unless what earlier steps have left there is their share of MOST:
-    then a long run of long responses records whole steps, but not each of them."""
+    """Add responses of this step to samples.jsonl. Whole steps are recorded, but not each of them: after the fourth one
+    some are left out if there are so few prompts that a single one is more than SHARE, and in a long run of long
+    responses those at whose beginning the file already holds more than its share of MOST."""
+    every = math.ceil(len(chosen(rollouts)) / (SHARE * rollouts.n * len(rollouts.problems)))
+    if run.step > 4 and (run.step - 1) % every:
+        return
     file = run.folder / "samples.jsonl"
     size = int(all_reduce(torch.tensor(file.stat().st_size if rank() == 0 else 0), dist.ReduceOp.MAX))
     if size <= MOST * (run.step - 1) / run.cfg.steps or run.step == run.cfg.steps:

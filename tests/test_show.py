@@ -120,14 +120,15 @@ def fails(capsys, *arguments) -> str:
 
 # ------------------------------------------------------------------------------------------------ what is recorded
 def test_which_responses_are_recorded():
-    """Whole groups in the middle of equal parts of the batch; at most 16 responses and a sixteenth of the prompts, but
-    at least a prompt and four responses."""
+    """Whole groups in the middle of equal parts of the batch; at most 16 responses and 3 of 64 prompts, but at least a
+    prompt and four responses."""
     chosen = lambda prompts, n, length=5: record.chosen(toy_rollouts([length] * prompts * n, n))
     assert chosen(7, 4) == [12, 13, 14, 15]  # prompt 3 of 0..6
-    assert [row // 4 for row in chosen(64, 4)[::4]] == [8, 24, 40, 56] and len(chosen(64, 4)) == 16
+    assert [row // 4 for row in chosen(64, 4)[::4]] == [10, 32, 53] and len(chosen(64, 4)) == 12
+    assert [row // 4 for row in chosen(1024, 4)[::4]] == [128, 384, 640, 896] and len(chosen(1024, 4)) == 16
     assert chosen(7, 1) == [0, 2, 4, 6]
     assert chosen(2, 1) == [0, 1]
-    assert len(chosen(32, 8)) == 16 and len(chosen(16, 8)) == 8
+    assert len(chosen(43, 8)) == 16 and len(chosen(16, 8)) == 8
     assert chosen(2, 40) == list(range(40, 56))  # the first 16 of the 40
     assert len(chosen(4, 4, length=20_000)) == 3  # 65,536 tokens at most
     assert len(chosen(4, 4, length=70_000)) == 1
@@ -207,7 +208,7 @@ def test_what_is_recorded_are_the_numbers_of_the_step(trained, tokenizer):
 
 def test_clipped_tokens_are_those_whose_ratio_has_left_the_band(train, tmp_path):
     """At a high learning rate the second update of a step finds ratios outside of 0.8..1.2; the first one none."""
-    how = [*FEW, "--steps", 2, "--lr", 1e-3, "--prompts_per_step", 32, "--reward", "random:0.5"]
+    how = [*FEW, "--steps", 2, "--lr", 1e-3, "--prompts_per_step", 43, "--reward", "random:0.5"]
     assert train(tmp_path / "run", *how) == 0
     rows = read(tmp_path / "run/samples.jsonl")
     assert {tuple(row["updates"]) for row in rows} >= {(1,), (2,)}
@@ -249,6 +250,7 @@ def test_advantages_of_single_tokens(train, tmp_path):
 def test_a_long_run_records_whole_steps_but_not_each(train, tmp_path, monkeypatch):
     """Here with room for about two of six: the first, the last, and what comes between at an even pace."""
     flags = [*FEW, "--steps", 6]
+    monkeypatch.setattr(record, "SHARE", 1)
     assert train(tmp_path / "all", *flags) == 0
     size = (tmp_path / "all/samples.jsonl").stat().st_size
     monkeypatch.setattr(record, "MOST", size / 3)
@@ -258,6 +260,18 @@ def test_a_long_run_records_whole_steps_but_not_each(train, tmp_path, monkeypatc
     assert (tmp_path / "few/samples.jsonl").stat().st_size < size / 3 + size / 2  # one step more, and the last
     rows = read(tmp_path / "all/samples.jsonl")
     assert read(tmp_path / "few/samples.jsonl") == [row for row in rows if row["step"] in steps]
+
+
+def test_with_few_prompts_not_every_step_is_recorded(train, tmp_path):
+    """One prompt of 7 is three times as much as 3 of 64: so each fourth step, but all of the first four. A run that was
+    interrupted leaves out the same ones."""
+    for name in ("run", "resumed"):
+        flags = [*FEW, "--save_every", 3, "--lr", 1e-3, "--show", "false"]
+        for steps in (10,) if name == "run" else (6, 10):
+            assert train(tmp_path / name, *flags, "--steps", steps, "--resume", "true") == 0
+    rows = read(tmp_path / "run/samples.jsonl")
+    assert [row["step"] for row in rows[::4]] == [1, 2, 3, 4, 5, 9] and len(rows) == 24
+    assert (tmp_path / "run/samples.jsonl").read_bytes() == (tmp_path / "resumed/samples.jsonl").read_bytes()
 
 
 def test_a_run_notes_its_script_and_its_unusual_settings(trained):
@@ -506,7 +520,7 @@ def test_the_page_is_as_wide_as_a_phone(trained):
 def test_a_page_of_each_method(train, tmp_path, name):
     """Every step and prompt in every shade; the sentence names the method; what is rejected is not shaded."""
     out = tmp_path / "run"
-    flags = ["--steps", 2, "--prompts_per_step", 32, "--updates_per_step", 2, "--eval_data", ""]
+    flags = ["--steps", 2, "--prompts_per_step", 43, "--updates_per_step", 2, "--eval_data", ""]
     assert train(out, *flags, module=importlib.import_module(name)) == 0
     rows = read(out / "samples.jsonl")
     actions = """for (const step of [0, 1]) for (const p of [0, 1])
