@@ -22,7 +22,8 @@ if __name__ == "__main__":  # a worker: it alone needs sympy, which the training
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 else:
-    from core.answers import LONGEST, as_string, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
+    from core.answers import (  # noqa: F401
+        LONGEST, as_string, extract, gold_answer, last_boxed, normalise, number, quick)  # fmt: skip
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 START_DEADLINE = 60  # seconds for a worker to import sympy and pick its item up
