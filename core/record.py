@@ -58,10 +58,10 @@ def one_or_all(x):
     return values[0] if values and len(set(values)) == 1 else values
 
 
-def samples(run, rollouts, rewards) -> list[dict]:
-    """The recorded responses of a step, after its updates: rows of samples.jsonl, the same on every rank. All ranks
-    have to call it together."""
-    batch, n, rows = rollouts.batch, rollouts.n, chosen(rollouts)
+def samples(run, rollouts, rewards, rows) -> list[dict]:
+    """The responses in these rows of a step's batch, after its updates, as samples.jsonl has them; the same on every
+    rank. All ranks have to call it together."""
+    batch, n = rollouts.batch, rollouts.n
     part, passes = batch.select(rows), run.passes if rollouts is run.old.rollouts else []
     new = old = rollouts.tokens.old[part.index]
     if run.updates:
@@ -95,14 +95,15 @@ def record(run, rollouts, rewards):
     """Add responses of this step to samples.jsonl. Whole steps are recorded, but not each of them: after the fourth one
     some are left out if there are so few prompts that a single one is more than SHARE, and in a long run of long
     responses those at whose beginning the file already holds more than its share of MOST."""
-    every = math.ceil(len(chosen(rollouts)) / (SHARE * rollouts.n * len(rollouts.problems)))
+    rows = chosen(rollouts)
+    every = math.ceil(len(rows) / (SHARE * rollouts.n * len(rollouts.problems)))
     if run.step > 4 and (run.step - 1) % every:
         return
     file = run.folder / "samples.jsonl"
     size = int(all_reduce(torch.tensor(file.stat().st_size if rank() == 0 else 0), dist.ReduceOp.MAX))
     if size <= MOST * (run.step - 1) / run.cfg.steps or run.step == run.cfg.steps:
-        for row in samples(run, rollouts, rewards):
-            run._write("samples.jsonl", row)
+        for sample in samples(run, rollouts, rewards, rows):
+            run._write("samples.jsonl", sample)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation, the end

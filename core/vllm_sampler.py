@@ -171,7 +171,8 @@ class VLLMSampler:
             torch.manual_seed(keys[0])
             np.random.seed(keys[0] % 2**32)
             bar = functools.partial(LateBar, delay=5, leave=False)
-            outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and sys.stderr.isatty() and bar)
+            shown = not quiet and sys.stderr.isatty()  # not tqdm's disable=None: vLLM divides by the bar's elapsed time
+            outputs = self.llm.generate(inputs, params, use_tqdm=shown and bar)
         responses = []
         for request in outputs[first : first + len(prompts)]:
             for answer in request.outputs * copies:

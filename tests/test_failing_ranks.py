@@ -3,13 +3,11 @@ torchrun does to its processes when it is asked to end."""
 
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, TORCHRUN
 
-ROOT = Path(__file__).parents[1]
 RAISES = """
 import grpo
 from core.processes import rank
@@ -57,8 +55,7 @@ def command(folder, script, *flags) -> list[str]:
     """The command line that runs this script in two processes."""
     file = folder / "script.py"
     file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + script)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*start, *flags, str(file)]
+    return [*TORCHRUN, *flags, str(file)]
 
 
 def torchrun(folder, script, *flags):

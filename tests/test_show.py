@@ -60,7 +60,7 @@ document.body.append(read);
 parent.postMessage(read.textContent, "*");
 }
 """
-FRAME = """<!DOCTYPE html><iframe src="copy.html" width="WIDTH" height="800"></iframe><pre id="read"></pre>
+FRAME = """<!DOCTYPE html><iframe src="PAGE" width="WIDTH" height="800"></iframe><pre id="read"></pre>
 <script>addEventListener("message", event => { document.querySelector("pre").textContent = event.data; });</script>"""
 
 
@@ -72,12 +72,13 @@ def browse(page, actions: str, link="", frame=None):
     text = page.read_text(encoding="utf-8").replace("script-src ", f"script-src 'sha256-{allowed}' ", 1)
     copy = page.with_name("copy.html")
     copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    address = f"file://{copy}{link}"
     if frame:
-        copy = page.with_name("frame.html")
-        copy.write_text(FRAME.replace("WIDTH", str(frame)))
+        around = page.with_name("frame.html")
+        around.write_text(FRAME.replace("PAGE", copy.name + link).replace("WIDTH", str(frame)))
+        address = f"file://{around}"
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900", "--virtual-time-budget=5000"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    address = f"file://{copy}{link}"
     done = subprocess.run([CHROMIUM, *flags, "--dump-dom", profile, address], capture_output=True, timeout=120)
     dom = done.stdout.decode("utf-8", errors="replace")
     assert '<pre id="read">' in dom, done.stderr.decode()[-2000:]
@@ -265,10 +266,10 @@ def test_a_long_run_records_whole_steps_but_not_each(train, tmp_path, monkeypatc
 def test_with_few_prompts_not_every_step_is_recorded(train, tmp_path):
     """One prompt of 7 is three times as much as 3 of 64: so each fourth step, but all of the first four. A run that was
     interrupted leaves out the same ones."""
-    for name in ("run", "resumed"):
-        flags = [*FEW, "--save_every", 3, "--lr", 1e-3, "--show", "false"]
-        for steps in (10,) if name == "run" else (6, 10):
-            assert train(tmp_path / name, *flags, "--steps", steps, "--resume", "true") == 0
+    flags = [*FEW, "--save_every", 3, "--show", "false"]
+    assert train(tmp_path / "run", *flags, "--steps", 10) == 0
+    for steps in (6, 10):
+        assert train(tmp_path / "resumed", *flags, "--steps", steps, "--resume", "true") == 0
     rows = read(tmp_path / "run/samples.jsonl")
     assert [row["step"] for row in rows[::4]] == [1, 2, 3, 4, 5, 9] and len(rows) == 24
     assert (tmp_path / "run/samples.jsonl").read_bytes() == (tmp_path / "resumed/samples.jsonl").read_bytes()
