@@ -87,6 +87,7 @@ def open_run(cfg, folder: str):
     if cfg.arch:
         architecture(cfg.arch).save_pretrained(folder)
         tiny.make_tokenizer().save_pretrained(folder)
+        Path(folder, "model.safetensors").touch()  # RandomPolicy does not read it
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
     run.policy.vocab = None if cfg.arch else run.policy.vocab  # None: all of it; the sampler is built for it

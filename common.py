@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import logging
 
 from core import checkpoint, record
-from core.config import (MODELS, about, arg, bad_input, check_bounds, fail, find_check, find_model,  # noqa: F401
-                         longest_sequence, parse)  # fmt: skip
-from core.data import TEMPLATES, draw, load_data  # noqa: F401
+from core.config import (MODELS, about, arg, bad_input, check_bounds, default_out, fail, find_check,  # noqa: F401
+                         find_model, longest_sequence, parse)  # fmt: skip
+from core.data import TEMPLATES, draw, fingerprint, load_data  # noqa: F401
 from core.policy import Policy
 from core.processes import all_reduce, rank, say, start_processes, world
 from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
@@ -168,7 +168,7 @@ def kl_k3(logprob, ref):
     """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 >= 0 with d = ref - logprob. Its mean is
     the KL; but on samples of the policy the mean of its gradient is the gradient of KL(reference || policy)."""
     d = (ref - logprob).clamp(-10, 10)
-    return d.exp() - d - 1
+    return d.expm1() - d
 
 
 # ========================================================================================================== run
@@ -194,7 +194,12 @@ class Run:
 
     def __init__(self, cfg, check=None):
         self.device = start_processes()  # first, for whatever fails from here on may fail on one rank alone
+        cfg.out = cfg.out or default_out(cfg)
         self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
+        self.folder, self.config = Path(cfg.out), vars(cfg) | dict(about=about(cfg))
+        checkpoint.check_trackers(cfg)
+        if rank() == 0:
+            checkpoint.check_folder(self.folder, self.config)
         self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
         self.failures = self.idle_steps = 0
         self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
@@ -211,8 +216,9 @@ class Run:
         with bad_input():
             graded = self.check is None
             self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
-            tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded)
+            tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
             self.tests = tests or []
+        self.data_mark = fingerprint(self.problems)
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         self.policy = self.new_model(lr=cfg.lr)
@@ -273,17 +279,17 @@ class Run:
     def begin(self):
         """Start the sampler; open the output folder, or continue the run in it; vote on labels if the reward needs
         them; evaluate."""
-        cfg, self.folder = self.cfg, Path(self.cfg.out)
+        cfg = self.cfg
         checkpoint.check(self.checkpointed)
         self.resumed = set(self.checkpointed)
         self.start_sampler()
         state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
         if rank() == 0:
-            checkpoint.open_folder(self.folder, vars(cfg) | dict(about=about(cfg)), cfg.resume, self.step)
+            checkpoint.open_folder(self.folder, self.config, state, self.data_mark)
         self.trackers = checkpoint.trackers(cfg) if rank() == 0 else []
         say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
-        say(f"first prompt: {self.problems[0]['text']!r}")
+        say(f"first prompt: {self.tokenizer.decode(self.problems[0]['prompt'])!r}")  # as the model reads it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_after_this_step)
         if reward_names(cfg.reward) & {"majority_fixed", "incorrect"}:
@@ -477,7 +483,7 @@ class Run:
         self.stop = bool(all_reduce(torch.tensor(int(self.asked_to_stop)), dist.ReduceOp.MAX))
         due = self.step == cfg.steps or cfg.save_every and self.step % cfg.save_every == 0
         if due or self.stop:
-            state = dict(step=self.step, drawn=self.drawn, sampled=self.sampled)
+            state = dict(step=self.step, drawn=self.drawn, sampled=self.sampled, data=self.data_mark)
             folder = self.folder / f"step_{self.step:06d}"
             checkpoint.save(folder, self.policy, self.tokenizer, self.checkpointed, state)
             if rank() == 0:

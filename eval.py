@@ -13,7 +13,9 @@ and every setting that moves them; and a figure of the same name. The same comma
 """
 
 import json
+import os
 import sys
+import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +27,11 @@ import plot
 import torch
 from common import arg, bad_input, fail, say, tqdm
 from core.data import DATA, encode, load_data
-from core.evaluation import (count, crossing, describe, holm, maj_at_k, mean_lengths, pass_at_k, permutation_p,
-                             read_responses, solvable, spread, transitions, with_interval)  # fmt: skip
+from core.evaluation import (count, crossing, describe, holm, label, maj_at_k, mean_lengths, pass_at_k, permutation_p,
+                             read_responses, saved_lines, solvable, spread, transitions, with_interval)  # fmt: skip
+from core.files import lock, try_folder
 from core.processes import all_reduce, rank
-from core.rollout import Batch, examine, score
+from core.rollout import Batch, about_problem, examine, problem_of, score
 from core.verify import extract, last_boxed, normalise
 
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
@@ -176,15 +179,19 @@ def rescore(cfg):
     """Grade saved responses again, and say how often the grades that the file holds agree."""
     name, saved, check = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore), common.find_check(cfg.check)
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
-    sources = saved.pop("source").flatten()  # the rows as they were read, whose columns a check may need
-    problems = [source | ({} if check else dict(answer=gold)) for source, gold in zip(sources, saved["gold"].flat)]
+    sources = saved.pop("source").flatten()
+    problems = [problem_of(row) if check else dict(answer=gold) for row, gold in zip(sources, saved["gold"].flat)]
     parts = tqdm(range(0, len(texts), 500), "grading", delay=1, disable=None)
     scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
     saved["correct"].flat = (torch.cat(scores) > 0.5).tolist()
     saved["extracted"].flat = [extract(text) for text in texts]
-    rows = [source | row if check else row for source, row in zip(sources, rows_of(saved))]
+    rows = rows_of(saved)
+    if check:
+        rows = [row | about_problem(problem, row["problem_id"], check) for row, problem in zip(rows, problems)]
     save(cfg.out, "summary", {})  # makes the folder; report() fills it in
-    Path(cfg.out, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if (file := Path(cfg.out, f"{name}.jsonl")).exists() and file.samefile(cfg.rescore):
+        fail(f"--rescore {cfg.rescore}: --out {cfg.out} is its own folder, where it would be overwritten; give another")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
     pairs = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
     if pairs:
@@ -211,12 +218,10 @@ def open_model(cfg) -> tuple:
 def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
     """{benchmark: problems}; with --wrong, the first wrong response to each problem in that file, to be continued."""
     if not cfg.wrong:
-        benches = {}
-        for name in cfg.bench.split(","):
-            data = f"{name}-test" if f"{name}-test" in DATA else name  # "gsm8k" alone means its training split
-            label = Path(name).stem if Path(name).is_file() else name.replace("/", "-")
-            benches[label] = checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check)
-        return benches
+        names = list(dict.fromkeys(cfg.bench.split(",")))
+        datas = [f"{name}-test" if f"{name}-test" in DATA else name for name in names]  # "gsm8k" is for training
+        return {label(name, names): checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check, "test")
+                for name, data in zip(names, datas)}
     saved = checked(read_responses, cfg.wrong)
     wrong = [row for row in rows_of(saved) if row["correct"] is False]
     first = {row["problem_id"]: row for row in reversed(wrong)}  # of each problem the first one stays
@@ -225,18 +230,19 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
     problems = []
     for _, row in sorted(first.items())[: cfg.limit or None]:
         beginning = row["after"] + row["response"] + cfg.reflect
-        columns = row["source"] if cfg.check else dict(answer=row["gold"])  # a check may read all of them
-        problems.append(columns | encode(row["problem"], cfg.template, tokenizer, beginning))
+        prompt = encode(row["problem"], cfg.template, tokenizer, beginning, row["turns"])
+        problems.append((problem_of(row["source"]) if cfg.check else dict(answer=row["gold"])) | prompt)
     return {Path(cfg.wrong).stem: problems}
 
 
 def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
-    """Append to a file the rows that it lacks. An interrupted chunk is done again as a whole: its batch is the same."""
+    """Append to a file the rows that it lacks; those that it has must belong to these problems. An interrupted chunk is
+    done again as a whole: its batch is the same."""
     size, done, check = max(1, cfg.chunk // cfg.samples), 0, common.find_check(cfg.check)
     chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
     if rank() == 0:
-        file.touch()
-        lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
+        checked(lock, file)
+        lines = checked(saved_lines, file, problems, cfg.samples, check)
         ends = np.cumsum([0] + [cfg.samples * len(problems[i : i + size]) for _, i in chunks])
         done = int(np.searchsorted(ends, len(lines), side="right")) - 1  # chunks that are complete
         whole = lines[: ends[done]] if done < len(chunks) else lines  # the file may hold more seeds than cfg asks for
@@ -259,8 +265,11 @@ def evaluate(cfg, model=None) -> dict:
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
         fail(f"prompt of {longest}: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
+    if common.find_check(cfg.check):  # what counts is what is in the file
+        settings["check"] += f", checksum {zlib.crc32(Path(cfg.check).read_bytes()):08x}"
     if rank() == 0:
-        old = json.loads((out / "summary.json").read_text())["settings"] if (out / "summary.json").exists() else {}
+        old = checked(json.loads, (out / "summary.json").read_text() if (out / "summary.json").exists() else "{}")
+        old = old.get("settings", {})
         for name in set(old) - MAY_DIFFER:
             if old[name] != settings.get(name):
                 fail(f"{out} holds an evaluation with {name} {old[name]}, not {settings.get(name)}; give another --out")
@@ -313,9 +322,10 @@ def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[fl
     prompts, responses = [], []
     for row in rows_of({name: column[:, :16] for name, column in saved.items()}):
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
-        if row["finish"] != "length":
-            ids = ids + [tokenizer.eos_token_id]
-        prompts.append(encode(row["problem"], settings["template"], tokenizer, row["after"])["prompt"])
+        end = [tokenizer.eos_token_id if row["end"] is None else row["end"]]
+        if row["finish"] != "length" and ids[-1:] != end:  # the text has an end token that is no special one
+            ids = ids + end
+        prompts.append(encode(row["problem"], settings["template"], tokenizer, row["after"], row["turns"])["prompt"])
         responses.append(np.array(ids))
     batch = Batch(prompts, responses)
     logprobs = np.add.reduceat(policy.logprobs(batch)[0].numpy(), batch.starts)  # of whole responses
@@ -373,6 +383,9 @@ def main():
     known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
     cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
     cfg.bench = cfg.bench or (suits.get("eval_data") or "math500").removesuffix("-test")
+    if os.environ.get("RANK", "0") == "0":  # before anything is loaded
+        with bad_input(f"--out {cfg.out}: "):
+            try_folder(Path(cfg.out))
     try:
         mode(cfg)
     except KeyboardInterrupt:

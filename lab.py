@@ -366,9 +366,9 @@ def main():
     args = parser.parse_args()
     first, _, end = args.seeds.partition("-")
     good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
-    if not good or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
+    seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
+    if not seeds or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
         fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(CLAIMS)}, or all; --seeds 5 or 10-14; --jobs 1 or more")
-    seeds = list(range(int(first), int(end) + 1)) if end else list(range(int(first)))
     out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
     file = Path(args.results or (ROOT / "docs/lab.json" if args.model == "tiny" else out / "lab.json"))
     settings = command_lines(args.model, args.data, args.steps)

@@ -6,13 +6,15 @@ and load_state_dict, the same on every rank}. `state` is a small dict, such as t
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from core.config import fail
+from core.config import bad_input, fail
+from core.files import lock, room_on_disk, try_folder
 from core.policy import Policy
 from core.processes import rank, say
 
@@ -22,14 +24,72 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_" + "[0-9]" * 6))
 
 
-def open_folder(folder: Path, config: dict, resume: bool, step: int):
-    """On rank 0. A new output folder, where an earlier run's is moved aside; or the one that a run continues after
-    `step`, whose metrics and samples are cut back to that step."""
-    if folder.exists() and not resume:
-        spare = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-        say(f"{folder} holds an earlier run, which is {folder.rename(spare)} from now on")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+def config_of(folder: Path) -> dict:
+    """The configuration of the run that an output folder holds; {} if it holds none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return config if "prompts_per_step" in config else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+# What may stand in a folder without a run: traces of a run that died at once, and of a new disk. With --resume, also
+# what a run writes.
+TRACES = r".+\.tmp|lost\+found"
+WRITTEN = r"(metrics|samples|labels)\.jsonl|eval|final|step_\d{6}|" + TRACES
+MEANING = ("model", "data", "limit", "template", "seed")  # with another one a resumed run would be no run at all
+MAY_DIFFER = ("out", "resume", "show", "about")
+
+
+def check_folder(folder: Path, config: dict):
+    """On rank 0, before anything is loaded: fail() unless a run of this configuration can write into the folder. Leaves
+    no trace there. Of a run to be resumed it also compares the settings, and says which of them are new."""
+    with bad_input(f"--out {folder}: ", OSError):
+        old, here = config_of(folder), Path.cwd()
+        if folder.exists() and not folder.is_dir():
+            fail(f"--out {folder} is a file; give a folder")
+        known = WRITTEN if config["resume"] else TRACES
+        others = sorted(x.name for x in folder.glob("[!.]*") if not re.fullmatch(known, x.name))
+        if others and not old:
+            fail(f"--out {folder} holds other files ({', '.join(others[:3])}); give a folder of its own")
+        try_folder(folder)
+        if old and not config["resume"]:  # it will be moved aside
+            if folder.is_mount() or folder.resolve() in (here, *here.parents):
+                fail(f"--out {folder} holds an earlier run, and can't be moved aside from here; give another folder")
+            try_folder(folder.parent)
+    if old:
+        with bad_input():
+            lock(folder / "config.json")
+    if not old or not config["resume"]:
+        return
+    old, new = ({**x, "script": x.get("about", {}).get("script")} for x in (old, config))
+    differ = [name for name in old if name not in MAY_DIFFER and name in new and new[name] != old[name]]
+    for name in MEANING:
+        if name in differ:
+            fail(f"--resume: the run in {folder} has --{name} {old[name]}, not {new[name]}; give that or another --out")
+    if differ:
+        say("--resume: from here on " + ", ".join(f"{name} is {new[name]} (was {old[name]})" for name in differ))
+
+
+def open_folder(folder: Path, config: dict, state: dict, data: list):
+    """On rank 0. A new output folder, where an earlier run's is moved aside; or the one in which a run continues from
+    this state, whose metrics and samples are cut back to its step. Until the process ends no other one can open it.
+    data: the fingerprint of today's problems, which has to be that of the state."""
+    step = state.get("step", 0)
+    if step > config["steps"]:
+        fail(f"--resume: {step} steps are done in {folder}, and --steps {config['steps']} asks for fewer")
+    if (before := state.get("data", data)) != data:
+        fail(f"--resume: --data {config['data']} holds {data[0]} usable problems, other ones than the {before[0]} of "
+             "before; give the same data and the same --max_prompt_tokens, or another --out")
+    with bad_input(f"--out {folder}: "):
+        if config_of(folder) and not config["resume"]:
+            spare = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+            say(f"{folder} holds an earlier run, which is {folder.rename(spare)} from now on")
+        folder.mkdir(parents=True, exist_ok=True)
+    with bad_input():
+        lock(folder / "config.tmp")
+    (folder / "config.tmp").write_text(json.dumps(config, indent=1))
+    (folder / "config.tmp").rename(folder / "config.json")  # which is locked from the first moment
     for file in (folder / "metrics.jsonl", folder / "samples.jsonl"):
         lines = file.read_text().splitlines(True) if step and file.exists() else []
         lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= step]
@@ -69,16 +129,18 @@ def save(folder: Path, policy: Policy, tokenizer, items: dict | None = None, sta
     partial = folder.with_name(folder.name + ".tmp")
     if rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    policy.save_pretrained(partial)
-    for name, item in (items or {}).items():
-        if isinstance(item, Policy):
-            item.save_state(partial / name)
-        elif rank() == 0:
-            torch.save(item if isinstance(item, dict) else item.state_dict(), partial / f"{name}.pt")
+    with room_on_disk(partial):
+        policy.save_pretrained(partial)
+        for name, item in (items or {}).items():
+            if isinstance(item, Policy):
+                item.save_state(partial / name)
+            elif rank() == 0:
+                torch.save(item if isinstance(item, dict) else item.state_dict(), partial / f"{name}.pt")
+        if rank() == 0:
+            tokenizer.save_pretrained(partial)
+            if state:
+                (partial / "trainer.json").write_text(json.dumps(state))
     if rank() == 0:
-        tokenizer.save_pretrained(partial)
-        if state:
-            (partial / "trainer.json").write_text(json.dumps(state))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
@@ -90,15 +152,24 @@ def prune(folder: Path, step: int, keep: int):
         shutil.rmtree(checkpoint)
 
 
+TRACKERS = dict(tensorboard="torch.utils.tensorboard", wandb="wandb")  # flag: the module that it needs
+
+
+def check_trackers(cfg):
+    """fail() if the package of a service is missing that the configuration asks for."""
+    for flag, module in TRACKERS.items():
+        try:
+            getattr(cfg, flag) and importlib.import_module(module)
+        except ImportError as error:
+            fail(f"--{flag} needs its package: pip install {error.name or flag}")
+
+
 def trackers(cfg) -> list:
     """Functions of (metrics, step) that log to the services that the configuration asks for."""
     logs = []
-    try:
-        if cfg.tensorboard:
-            board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(cfg.out)
-            logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
-        if cfg.wandb:
-            logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
-    except ImportError as error:
-        fail(f"--tensorboard and --wandb need their package: pip install {error.name}")
+    if cfg.tensorboard:
+        board = importlib.import_module(TRACKERS["tensorboard"]).SummaryWriter(cfg.out)
+        logs.append(lambda metrics, step: [board.add_scalar(name, x, step) for name, x in metrics.items()])
+    if cfg.wandb:
+        logs.append(importlib.import_module("wandb").init(project="nanorlvr", name=cfg.out, config=vars(cfg)).log)
     return logs

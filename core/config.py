@@ -6,14 +6,18 @@ import difflib
 import functools
 import importlib.util
 import math
+import re
 import sys
 from dataclasses import field, fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, HfArgumentParser
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from core import hub
+from core.files import disk_is_full
 from core.processes import first_to_say, leave, rank, world
 
 
@@ -37,15 +41,18 @@ def bad_input(where="", kinds=(OSError, ValueError)):
         fail(where + str(error).splitlines()[0])
 
 
-def advise_on_memory(kind, error, trace, show=sys.excepthook):
-    """Python's own report of an error, and if GPU memory ran out, which flags to lower."""
+def advise(kind, error, trace, show=sys.excepthook):
+    """Python's own report of an error; if GPU memory ran out, with the flags to lower. A full disk is one line."""
+    if disk_is_full(error):
+        words = " ".join(str(error).split())[-200:]
+        return print(f"error: the disk is full ({words}); make room, then --resume continues", file=sys.stderr)
     show(kind, error, trace)
     if issubclass(kind, torch.OutOfMemoryError):
         print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
-              "--offload true", file=sys.stderr)  # fmt: skip
+              "--offload true", file=sys.stderr)
 
 
-sys.excepthook = advise_on_memory
+sys.excepthook = advise
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -78,21 +85,64 @@ MODELS = {
 
 def find_model(name: str, flag: str) -> tuple:
     """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names. For an alias a folder
-    of that name in models/ comes before the hub."""
+    of that name in models/ comes before the hub. fail() for a model that can't be had, or with which a run would fail
+    later or learn nonsense."""
     source = MODELS.get(name, (name,))[0]
     if name in MODELS and (ROOT / "models" / name).is_dir():
         source = str(ROOT / "models" / name)
     try:
-        if "/" not in source and not Path(source).is_dir():
-            raise OSError("no such folder")
-        return source, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason, near = str(error).splitlines()[0], difflib.get_close_matches(name, MODELS, 1, 0.5)
+        if not Path(source).is_dir():
+            if source.count("/") != 1 or source[0] in "./~":
+                raise OSError("no such folder")
+            hub.look_for_hub()
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        has_weights = any(hub.has_file(source, file) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    except Exception as error:  # whatever a broken folder or a hub raises
+        reason, near = hub.why(error, source), difflib.get_close_matches(name, MODELS, 1, 0.5)
         if name in MODELS:
-            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); go online, give a local folder, or "
-                 f"put one at models/{name}")  # fmt: skip
+            fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); give a local folder, or put one at "
+                 f"models/{name}")
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {reason}; {hint}")
+    if problem := unfit(source, config, tokenizer):
+        fail(f"--{flag} {name}: {problem}")
+    if not has_weights:
+        fail(f"--{flag} {name}: {source} has no weights in safetensors, which alone are read here; give a model with a "
+             "model.safetensors, or convert it by transformers' save_pretrained")
+    return source, config, tokenizer
+
+
+# What a tokenizer has to give back. transformers 5 breaks some: "we need to add" becomes "w ene ed to add".
+PROBE = "we need to add 12 and 345:\n(x + 1)^2 = \\frac{1}{2}, so the answer is \\boxed{-7}.\n"
+
+
+def unfit(source, config, tokenizer) -> str:
+    """Why a tokenizer does not fit its model or itself; "" if it does."""
+    back = tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if back.strip() != PROBE.strip():
+        return f"its tokenizer does not give back what it reads, {back[:20]!r} for {PROBE[:15]!r}; give another model"
+    rows = config.get_text_config().vocab_size
+    # Placeholders of images and the like, which no text contains, may lie beyond: Gemma 3 has one.
+    beyond = [token for token, number in tokenizer.get_vocab().items()
+              if number >= rows and not re.search("image|audio|video", token)]
+    if beyond:
+        return (f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows, none for {beyond[0]!r}; resize "
+                "the embedding, or give the tokenizer that belongs to the model")
+    if not end_tokens(config, tokenizer):
+        with contextlib.suppress(OSError):  # few models have their end token there alone
+            config = GenerationConfig.from_pretrained(source)
+        if not end_tokens(config, tokenizer):
+            return "neither model nor tokenizer names an end token; set eos_token in its tokenizer_config.json"
+    return ""
+
+
+def end_tokens(config, tokenizer) -> set[int]:
+    """Ids of the tokens that end a response: the tokenizer's, and the one or the several that a model's config names,
+    or its generation config. 0 is an id like others."""
+    named = getattr(config, "eos_token_id", None)
+    named = named if isinstance(named, list | tuple) else [named]
+    return {number for number in [*named, tokenizer.eos_token_id] if number is not None}
 
 
 def longest_sequence(config, windows: bool) -> float:
@@ -172,8 +222,13 @@ def parse(config_class, doc: str, argv: list[str] | None = None):
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
     check_bounds(cfg)
-    cfg.out = str(Path(cfg.out or f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"))
+    cfg.out = str(Path(cfg.out)) if cfg.out else default_out(cfg)
     return cfg
+
+
+def default_out(cfg) -> str:
+    """The output folder of a training run for which none is named."""
+    return f"out/{Path(sys.argv[0]).stem}-{Path(cfg.model).name}-s{cfg.seed}"
 
 
 @functools.cache

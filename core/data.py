@@ -1,15 +1,22 @@
 """Problems: data sets by alias, hub id or file; prompt templates; the order in which a run draws problems."""
 
-import json
+import difflib
+import functools
 import random
+import zlib
 from collections import Counter
+from datetime import date
+from numbers import Number
 from pathlib import Path
 
+import jinja2
 import numpy as np
 from tqdm import tqdm
 
 import tiny
+from core import hub
 from core.answers import gold_answer, last_boxed
+from core.files import ENDINGS, ending, read_file
 from core.processes import rank, say
 
 _SOBER = (
@@ -55,19 +62,20 @@ DATA = {
     "easy": (None, None, "easy"),
     "easy-test": (None, None, "easy-test"),
     # for training
-    "numina-math": ("ScaleML-RLHF/numina_math", None, "train"),
-    "math": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
+    "numina-math": ("ScaleML-RLHF/numina_math", "default", "train"),  # 455,000 rows with numbers as answers
+    "numina-cot": ("AI-MO/NuminaMath-CoT", "default", "train"),  # all 860,000
+    "math": ("DigitalLearningGmbH/MATH-lighteval", "default", "train"),
     "gsm8k": ("openai/gsm8k", "main", "train"),
-    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
-    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k", None, "train"),
+    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", "default", "train"),
+    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k", "default", "train"),
     # benchmarks
     "gsm8k-test": ("openai/gsm8k", "main", "test"),
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
-    "minerva": ("knoveleng/Minerva-Math", None, "train"),
-    "olympiadbench": ("knoveleng/OlympiadBench", None, "train"),
-    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),
-    "aime25": ("yentinglin/aime_2025", None, "train"),
-    "amc23": ("knoveleng/AMC-23", None, "train"),
+    "math500": ("HuggingFaceH4/MATH-500", "default", "test"),
+    "minerva": ("knoveleng/Minerva-Math", "default", "train"),
+    "olympiadbench": ("knoveleng/OlympiadBench", "default", "train"),
+    "aime24": ("HuggingFaceH4/aime_2024", "default", "train"),
+    "aime25": ("yentinglin/aime_2025", "default", "train"),
+    "amc23": ("knoveleng/AMC-23", "default", "train"),
 }
 BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide-test": 1_000,
             "easy": 2_000, "easy-test": 500}  # problems of a split  # fmt: skip
@@ -126,51 +134,96 @@ def easy_problems(split: str, n: int) -> list[dict]:
     return list(drawn.values())
 
 
-def render(problem: str, template: str, tokenizer) -> str:
-    """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}."""
+def render(problem: str, template: str, tokenizer, turns=()) -> str:
+    """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}.
+
+    turns: what was said before the problem, dicts with role and content. Their system turn joins the template's, the
+    others come right before the problem. In a template that is a text they are paragraphs before the problem."""
     template = TEMPLATES.get(template, template)
     if isinstance(template, str):
-        return template.replace("{problem}", problem)
-    turns = [dict(role=role, content=text.replace("{problem}", problem)) for role, text in template]
-    start = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + start
+        return template.replace("{problem}", "\n\n".join([turn["content"] for turn in turns] + [problem]))
+    own = [dict(role=role, content=text.replace("{problem}", problem)) for role, text in template]
+    start = own.pop()["content"] if own[-1]["role"] == "assistant" else ""
+    system = [turn["content"] for turn in [*turns, *own] if turn["role"] == "system"]
+    talk = [turn for turn in [*own[:-1], *turns, own[-1]] if turn["role"] != "system"]
+    if system:
+        talk = [dict(role="system", content="\n\n".join(system)), *talk]
+    try:
+        # Some chat templates write today's date into the prompt, which would change it from day to day.
+        return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **TODAY) + start
+    except (ValueError, jinja2.TemplateError) as error:
+        reason = error if tokenizer.chat_template else "there is none"
+        raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} can't write ({reason}); --template "
+                         "plain, or any text with {problem}, needs none") from None
 
 
-def encode(problem: str, template: str, tokenizer, after: str = "") -> dict:
-    """A problem's prompt, and after it a given beginning of the response: its text, and prompt, its token ids."""
-    special = isinstance(TEMPLATES.get(template, ""), str)  # a chat template writes its own special tokens
-    text = render(problem, template, tokenizer)
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+# The date that Llama writes where nobody gives one; other templates ask strftime_now().
+TODAY = dict(date_string="26 Jul 2024", strftime_now=date(2024, 7, 26).strftime)
+
+
+@functools.lru_cache(8)
+def begin_tokens(tokenizer) -> list[int]:
+    """The special tokens that a tokenizer puts before a text. What it may put behind one, an end token, has no place in
+    a prompt: the model would take the prompt for a finished text."""
+    text, whole = (tokenizer("1", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(text)] == text), [])
+
+
+def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) -> dict:
+    """A problem's prompt, and after it a given beginning of the response: its text, and prompt, its token ids. turns:
+    see render(). Raises ValueError for half a character (a lone surrogate), which no tokenizer can read."""
+    text = render(problem, template, tokenizer, turns)
+    try:
+        (text + after).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character, {error.object[error.start]!a}; mend or remove the row") from None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if isinstance(TEMPLATES.get(template, ""), str):  # a chat template writes its own special tokens
+        begin = begin_tokens(tokenizer)
+        ids = ids if ids[: len(begin)] == begin else begin + ids
+        while ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
     ids = ids + tokenizer(after, add_special_tokens=False)["input_ids"] if after else ids
-    return dict(problem=problem, text=text + after, prompt=np.array(ids, dtype=np.int64), after=after)
+    return dict(problem=problem, text=text + after, prompt=np.array(ids, dtype=np.int64), after=after, turns=turns)
 
 
-def read_rows(name: str):
-    """(place, row) of every record of a data set. Raises OSError or ValueError, which say what is wrong where."""
-    path, config, split = DATA.get(name, (name, None, "train"))
-    if path is None:
+# ------------------------------------------------------------------------------------------------ rows
+def read_hub(name: str, split: str):
+    """(place, row) of every record of a data set on the hub, or in a local folder that is laid out as there."""
+    import datasets  # here, because the import takes a second
+
+    path, config, own = DATA[name] if name in DATA else hub.split_name(name)
+    if not Path(path).is_dir():
+        if "/" not in path:
+            near = difflib.get_close_matches(path, [known for known in DATA if not known.endswith("-test")], 1)
+            hint = f"did you mean {near[0]}?" if near else f"give a file, a hub id or one of {', '.join(DATA)}"
+            raise ValueError(f"neither a file nor a known name; {hint}")
+        hub.look_for_hub()
+        if datasets.config.HF_HUB_OFFLINE:
+            config = config or "default"  # offline the library would take whichever is cached
+    try:
+        source = datasets.load_dataset(path, config, split=own or split)
+    except Exception as error:  # the library has many kinds
+        offers = hub.choices(path) if isinstance(error, ValueError) and name not in DATA else []
+        hint = f"; give one of {', '.join(offers)}" if offers else ""
+        raise ValueError(("" if Path(path).is_dir() else f"{path} could not be downloaded: ")
+                         + hub.why(error, path, "dataset") + hint) from None
+    yield from enumerate(source, 1)
+
+
+def read_rows(name: str, split: str = "train"):
+    """(place, row) of every record of a data set: an alias, a local file, or a hub id, of which `split` is read if the
+    id names none. Raises ValueError: one line that says what is wrong where."""
+    if DATA.get(name, ("hub",))[0] is None:
+        split = DATA[name][2]
         make = easy_problems if split.startswith("easy") else tiny.problems
         yield from enumerate(make(split, BUILT_IN[split]))
-    elif name.endswith(".jsonl"):
-        with open(name, "rb") as file:
-            for place, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line) if line.strip() else None
-                except ValueError as error:
-                    raise ValueError(f"data {name}: row {place} is not JSON ({error}); mend or remove it") from None
-                if line.strip():
-                    yield place, row
-    else:
-        import datasets  # here, because the import takes a second
-
-        file = dict(data_files=name) if name.endswith((".csv", ".parquet")) else {}
-        try:
-            source = datasets.load_dataset(Path(name).suffix[1:] if file else path, config, split=split, **file)
-        except Exception as error:  # the library has many kinds
-            what = f"{path} could not be downloaded: " if name in DATA and not Path(path).exists() else ""
-            reason = f"{str(error).splitlines()[0]} ({type(error).__name__})"
-            raise ValueError(f"data {name}: {what}{reason}") from None
-        yield from enumerate(source, 1)
+        return
+    is_file = name not in DATA and (ending(name) in ENDINGS or Path(name).is_file())
+    try:
+        yield from read_file(name) if is_file else read_hub(name, split)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data {name}: {str(error).splitlines()[0]}") from None
 
 
 # The columns that may hold the problem and the gold answer; of several, the first counts.
@@ -178,51 +231,91 @@ PROBLEM = ("problem", "question", "prompt")
 ANSWER = ("answer", "final_answer", "ground_truth", "solution")
 
 
-def problem_of(row: dict) -> str:
-    """The text of the problem in a row that has one of the columns PROBLEM; "" if it is empty."""
-    problem = row[next(name for name in PROBLEM if name in row)]
-    if isinstance(problem, list) and problem and isinstance(problem[-1], dict):  # the turns of a chat
-        problem = problem[-1].get("content")
-    return str(problem or "")
+def plain(value) -> str:
+    """The text of a cell that holds text or a number; "" if it is missing (null, NaN). Raises ValueError for others."""
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str | Number):
+        raise ValueError(f"a {type(value).__name__} where text or a number is needed")
+    return str(value)
+
+
+def conversation(turns: list) -> tuple[str, list[dict], str]:
+    """(problem, turns before it, beginning of the response) in the turns of a chat, which end with the user's or with
+    the beginning of the assistant's. Content in parts is joined. Raises ValueError for anything else."""
+    talk = []
+    for turn in turns:
+        parts = turn.get("content") if isinstance(turn, dict) else None
+        parts = [parts] if isinstance(parts, str) else parts
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts or [None]]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(turn.get("role"), str):
+            raise ValueError("a chat turn without a role, or with something other than text as its content")
+        talk.append(dict(role=turn["role"], content="".join(texts)))
+    start = talk.pop()["content"] if talk and talk[-1]["role"] == "assistant" else ""
+    if not talk or talk[-1]["role"] != "user":
+        raise ValueError("a chat that ends neither with the user's turn nor with the assistant's answer to it")
+    return talk.pop()["content"], talk, start
 
 
 def answer_of(row: dict) -> str:
     """The gold answer in a row that has one of the columns ANSWER; "" if it names none."""
     column = next(name for name in ANSWER if name in row)
-    text = str(row[column])
-    if column == "solution" and last_boxed(text) is None and "####" not in text:
+    parts = row[column] if isinstance(row[column], list) else [row[column]]
+    texts = [text for text in map(plain, parts) if text]
+    if column == "solution" and texts and last_boxed(texts[0]) is None and "####" not in texts[0]:
         return ""  # a proof, or prose
-    return gold_answer(row[column], row.get("unit"))
+    return gold_answer(texts, row.get("unit"))
 
 
-def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True) -> list[dict]:
-    """Problems as dicts: all columns of the row, and problem, answer (gold), text (the prompt) and prompt (its token
-    ids). limit 0: all. graded False: a check of the user's own does the grading, so a row needs no answer, and one that
-    it has is left as it is.
+def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
+    """A row as a problem, see load_data(); or in words why it is left out. Raises ValueError, which says
+    what is wrong with what the row has."""
+    if not isinstance(row, dict):
+        row = {}
+    if None in row:  # so the csv module says it
+        raise ValueError("more cells than the header")
+    if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
+        row = row["reward_model"] | row
+    if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
+        raise ValueError(f"the columns {sorted(row)}; it needs problem (or question, prompt) and answer (or "
+                         "final_answer, ground_truth, solution)")
+    problem, turns, start = row[next(name for name in PROBLEM if name in row)], [], ""
+    if isinstance(problem, list):
+        problem, turns, start = conversation(problem)
+    problem, answer = plain(problem), answer_of(row) if graded else row.get("answer")
+    if not problem or graded and not answer:
+        return "without a problem or a usable answer"
+    encoded = encode(problem, cfg.template, tokenizer, start + getattr(cfg, "prefix", ""), turns)
+    if len(encoded["prompt"]) > cfg.max_prompt_tokens:
+        return f"with a prompt over {cfg.max_prompt_tokens} tokens"
+    return row | encoded | dict(answer=answer, row=row)
+
+
+def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, split: str = "train") -> list[dict]:
+    """Problems as dicts: all columns of the row, over them problem, answer (gold), text (the prompt), prompt (its token
+    ids), after and turns, see encode(), and row, the columns as they are. limit 0: all. graded False: a check of the
+    user's own does the grading, so a row needs no answer, and one that it has is left as it is. split: of a hub id that
+    names none.
 
     Rows without a usable answer and rows whose prompt is over cfg.max_prompt_tokens are dropped and counted. Raises
-    OSError or ValueError: one line that says what is wrong where."""
-    problems, dropped, longest = [], Counter(), cfg.max_prompt_tokens
+    ValueError: one line that says what is wrong where."""
+    problems, dropped = [], Counter()
     if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
         raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
-    if name.endswith((".jsonl", ".csv", ".parquet")) and not Path(name).is_file():
-        raise ValueError(f"data {name}: no such file; check the path")
-    for place, row in tqdm(read_rows(name), f"reading {name}", delay=5, leave=False, disable=rank() > 0 or None):
-        row = row if isinstance(row, dict) else {}
-        if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
-            row = row["reward_model"] | row
-        if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
-            raise ValueError(f"data {name}: row {place} has the columns {sorted(row)}; it needs problem (or question, "
-                             "prompt) and answer (or final_answer, ground_truth, solution)")  # fmt: skip
-        problem, answer = problem_of(row), answer_of(row) if graded else row.get("answer")
-        if not problem or graded and not answer:
-            dropped["without a problem or a usable answer"] += 1
+    try:
+        render("1", cfg.template, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
+    rows = read_rows(name, split)
+    for place, row in tqdm(rows, f"reading {name}", delay=5, leave=False, disable=rank() > 0 or None):
+        try:
+            problem = problem_from(row, cfg, tokenizer, graded)
+        except ValueError as error:
+            raise ValueError(f"data {name}: row {place} has {str(error).splitlines()[0]}") from None
+        if isinstance(problem, str):
+            dropped[problem] += 1
             continue
-        encoded = encode(problem, cfg.template, tokenizer, getattr(cfg, "prefix", ""))
-        if len(encoded["prompt"]) > longest:
-            dropped[f"with a prompt over {longest} tokens"] += 1
-            continue
-        problems.append(row | encoded | dict(answer=answer))
+        problems.append(problem)
         if len(problems) == limit > 0:
             break
     if not problems:
@@ -230,6 +323,12 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True) ->
     for reason, count in dropped.items():
         say(f"{name}: dropped {count:,} rows {reason}")
     return problems
+
+
+def fingerprint(problems: list[dict]) -> list[int]:
+    """Tells a set of problems from another one: how many there are, and a checksum of sixteen of the prompts."""
+    some = problems[:: max(1, len(problems) // 16)]
+    return [len(problems), zlib.crc32(repr([problem["text"] for problem in some]).encode("utf-8", "replace"))]
 
 
 def draw(problems: list[dict], first: int, count: int, seed: int) -> list[dict]:

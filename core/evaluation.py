@@ -4,10 +4,12 @@ evaluated and where.
 P problems, n samples (responses) of each, from S seeds."""
 
 import functools
+import json
 import math
 import re
 from collections import Counter
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from mpmath import betainc  # sympy's arithmetic, which is installed with it
 
 from core.data import read_rows
 from core.processes import world
+from core.rollout import OURS, about_problem
 from core.sampler import TorchSampler
 from core.verify import gold_answer
 
@@ -201,21 +204,22 @@ def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
 
 
 # ------------------------------------------------------------------------------------------------ files
-COLUMNS = "problem_id problem gold after response extracted correct tokens finish seed sample source".split()
+COLUMNS = [name for name in OURS if name != "row"] + ["source"]
 
 
 def read_responses(file) -> dict[str, np.ndarray]:
     """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
 
     A row is one that Rollouts.rows() made; or it has problem, answer, and response or a list of responses, and if they
-    are graded, correct, or peer_score for a list. What a row lacks is None; source is the row itself. Raises OSError or
-    ValueError, which say what is wrong and where."""
+    are graded, correct, or peer_score for a list; other columns of such a row, whatever they are called, are the
+    user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
     problems, place = {}, 0  # {problem: its samples}; the line that is being read
     try:
         for place, row in read_rows(str(file)):  # noqa: B007
             texts = row["responses"] if "responses" in row else [row["response"]]
             grades = row.get("peer_score", [row.get("correct")] * len(texts))
-            shared = dict(seed=0, after="", extracted=None, tokens=None, finish=None) | row
+            shared = dict(seed=0, after="", turns=(), extracted=None, tokens=None, finish=None, end=None)
+            shared |= row if "finish" in row else dict(problem=row["problem"])
             shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
             samples = problems.setdefault(row.get("problem_id", row["problem"]), [])
             samples += [dict(sample=i) | shared | dict(response=str(text), correct=grades[i])
@@ -235,8 +239,38 @@ def read_responses(file) -> dict[str, np.ndarray]:
         samples.sort(key=lambda row: (row["seed"], row["sample"]))
         for row in samples:
             row["problem_id"] = i
-    column = lambda name: [[row[name] for row in samples] for samples in problems.values()]
-    return {name: np.array(column(name), dtype=object) for name in COLUMNS}
+    rows = [row for samples in problems.values() for row in samples]
+    column = lambda name: np.fromiter((row[name] for row in rows), dtype=object).reshape(len(problems), -1)
+    return {name: column(name) for name in COLUMNS}
+
+
+def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
+    """The whole lines of an evaluation's file, all samples of a seed to problem 0, to problem 1, ..., then those of the
+    next seed. Raises ValueError if one of them does not answer today's problem in that place."""
+    lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
+    today = [json.loads(json.dumps(about_problem(p, i, check), default=str)) for i, p in enumerate(problems)]
+    for number, line in enumerate(lines):
+        row, words = json.loads(line), today[number // samples % len(problems)]
+        for name, word in sorted(words.items(), key=lambda item: item[0] == "problem_id"):  # which tells least
+            old = row.get(name) if isinstance(row, dict) else row
+            if old != word:
+                raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
+                                 f"today's is {str(word)[:60]!r}; give another --out, or remove that file")
+    return lines
+
+
+def label(name: str, names: list[str]) -> str:
+    """What a benchmark is called in the output folder: its name; of a file, its name without the ending, with as many
+    folders before it as tell it apart from the other names."""
+
+    def parts(name):
+        path = Path(name.removesuffix(".gz"))
+        return path.with_suffix("").absolute().parts if Path(name).is_file() else (re.sub("[/:]+", "-", name),)
+
+    for size in range(1, len(parts(name)) + 1):
+        if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
+            return "-".join(parts(name)[-size:])
+    return re.sub("[/:.]+", "-", name).strip("-")
 
 
 def describe(policy, sampler) -> dict:

@@ -98,6 +98,15 @@ class Chunks(torch.autograd.Function):
         return None, None, None, None, torch.cat(grad_hidden), *sums
 
 
+def make_savable(generation):
+    """Some models come with a generation config that transformers loads and then refuses to save, such as one with
+    do_sample false beside a temperature. Its settings for sampling are dropped: the flags have their place here."""
+    try:
+        generation and generation.validate(strict=True)
+    except ValueError:
+        generation.update(**{name: None for name in generation.to_diff_dict() if not name.endswith("token_id")})
+
+
 class Policy(nn.Module):
     """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
     A `batch` is a rollout.Batch: prompts and responses (token ids), and per-token values laid end to end.
@@ -115,7 +124,7 @@ class Policy(nn.Module):
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
                  shard_size=0, offload=False, compile=False, recompute=1):  # fmt: skip
         super().__init__()
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         for name, value in config.to_dict().items():  # with dropout the ratio would not be 1 in the first update
             if "drop" in name and isinstance(value, float):
                 setattr(config, name, 0.0)
@@ -159,7 +168,8 @@ class Policy(nn.Module):
     def load(self, model, config, kind=AutoModelForCausalLM, **how):
         """The transformers model, whose weights rank 0 alone reads. A critic overrides this and head()."""
         if rank() == 0:
-            lm = kind.from_pretrained(model, config=config, use_safetensors=True, **how)
+            lm = kind.from_pretrained(model, config=config, use_safetensors=True, trust_remote_code=False, **how)
+            make_savable(getattr(lm, "generation_config", None))
         else:
             with torch.device("meta"):
                 lm = kind.from_config(config, **how)

@@ -14,6 +14,11 @@ from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
 
+for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets \\u2264 in place of an error
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def world() -> int:
     """Number of processes (1 without torchrun)."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -44,6 +49,10 @@ def start_processes() -> str:
     if not cuda:
         keep_freed_memory()
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
+        lacking = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if "RANK" in os.environ and lacking:
+            print(f"error: RANK is set, but not {lacking[0]}; start through torchrun, or unset RANK", file=sys.stderr)
+            raise SystemExit(2)
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
         atexit.register(time.sleep, 0.2)  # comes last: for gloo's threads, see above
@@ -59,6 +68,18 @@ def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
     if world() > 1:
         dist.all_reduce(tensor, op)
     return tensor
+
+
+def gather(own: list, count: int) -> list:
+    """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
+    parts = [own]
+    if world() > 1:
+        parts = [None] * world()
+        dist.all_gather_object(parts, own)
+    out = [None] * count
+    for i, part in enumerate(parts):
+        out[i :: len(parts)] = part
+    return out
 
 
 def say(message: str):

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import core.verify as grading
-from core.processes import all_reduce, rank, say, world
+from core.processes import all_reduce, gather, rank, say, world
 from core.sampler import streams
 from core.verify import extract, last_boxed, verify_all
 
@@ -70,7 +69,8 @@ class Tokens(SimpleNamespace):
 class Rollouts:
     """A global batch, the same on every rank: P problems, n responses each.
 
-      problems   P dicts: the columns of the data set's row, and problem, answer, text (the prompt), prompt (its ids)
+      problems   P dicts: the columns of the data set's row; over them problem, answer, text (the prompt), prompt (its
+                 ids), after and turns, see data.encode(); and row, the columns alone, as a check gets them
       responses  P x n tuples (ids, sampler's logprobs, entropies, finished); row i * n + j is response j of problem i
       lengths    tokens of each response, [P, n]
       on_policy  [P, n] bool: sampled by the current policy at the training temperature. The others (a teacher's, or
@@ -128,32 +128,44 @@ class Rollouts:
 
     def rows(self, seed: int = 0, first: int = 0) -> list[dict]:
         """All graded rollouts as an evaluation saves them, one row per response; the first problem is number `first`.
-        With a check of the user's own, the problem's columns are saved too, because grading again may need them."""
+        An end token is saved where it is another one than the tokenizer's: a perplexity needs it."""
         rows = []
         for row, text in enumerate(self.texts):
-            (i, j), problem = divmod(row, self.n), self.problems[row // self.n]
-            columns = {name: x for name, x in problem.items() if name not in ("prompt", "text")} if self.check else {}
-            rows.append(columns | dict(
-                problem_id=first + i, seed=seed, sample=j, problem=problem["problem"], gold=problem.get("answer"),
-                after=problem.get("after", ""), response=text, extracted=extract(text),
-                correct=bool(self.correct[i, j]), tokens=int(self.lengths[i, j]),
-                finish="stop" if self.finished[row] else "length"))  # fmt: skip
+            i, j = divmod(row, self.n)
+            last, finished = int(self.responses[row][0][-1]), self.finished[row]
+            rows.append(about_problem(self.problems[i], first + i, self.check) | dict(
+                seed=seed, sample=j, response=text, extracted=extract(text), correct=bool(self.correct[i, j]),
+                tokens=int(self.lengths[i, j]), finish="stop" if finished else "length",
+                **dict(end=last) if finished and last != self.usual_end else {}))
         return rows
 
 
+# The columns of a saved response that are ours. A column of the data that is called like one of them is in `row`.
+OURS = "problem_id problem gold after turns response extracted correct tokens finish end seed sample row".split()
+
+
+def about_problem(problem: dict, number: int, check=None) -> dict:
+    """What a saved response says of its problem, number `number` of the benchmark. With a check of the user's own the
+    columns of the data are saved too, because grading again may need them."""
+    words = dict(problem_id=number, problem=problem["problem"], gold=problem.get("answer"))
+    words |= dict(after=problem.get("after", "")) | (dict(turns=problem["turns"]) if problem.get("turns") else {})
+    if not check:
+        return words
+    columns = problem.get("row", {})
+    words["row"] = {name: x for name, x in columns.items() if name in OURS}
+    return {name: x for name, x in columns.items() if name not in OURS} | words
+
+
+def problem_of(saved: dict) -> dict:
+    """The problem of a saved response, ours or of others, as a check needs it: the inverse of about_problem()."""
+    if "finish" not in saved:  # not ours: all columns are the user's
+        return dict(row=saved, problem=saved["problem"], answer=saved.get("answer"))
+    columns = {name: x for name, x in saved.items() if name not in OURS} | saved.get("row", {})
+    return dict(row=columns, problem=saved["problem"], answer=saved["gold"], after=saved["after"],
+                turns=saved.get("turns", ()))
+
+
 # ------------------------------------------------------------------------------------------------ sampling
-def gather(own: list, count: int) -> list:
-    """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
-    parts = [own]
-    if world() > 1:
-        parts = [None] * world()
-        dist.all_gather_object(parts, own)
-    out = [None] * count
-    for i, part in enumerate(parts):
-        out[i :: len(parts)] = part
-    return out
-
-
 def generate(sampler, problems: list[dict], n: int, seed: int, max_new_tokens: int, temperature: float, first: int = 0,
              top_p: float = 1.0) -> Rollouts:  # fmt: skip
     """n responses to each problem, on every rank; each rank samples its share. Random streams are keyed by `seed` and
@@ -180,9 +192,11 @@ def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
 
 
 def apply_check(check, text: str, problem: dict) -> tuple[float, str]:
-    """The score that a check of the user's own gives, and the error that it raised, if any, which makes the score 0."""
+    """The score that a check of the user's own gives, and the error that it raised, if any, which makes the score 0.
+    It gets the columns of the data as they are, with `problem` as text; so it can't read what only training knows."""
+    columns = problem.get("row", problem) | {name: problem.get(name) for name in ("problem", "answer")}
     try:
-        value = float(check(text, problem))
+        value = float(check(text, columns))
         return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")
     except Exception as error:  # whatever somebody else's code raises
         return 0.0, f"it raised {type(error).__name__}: {error}"
@@ -209,6 +223,7 @@ def grade(rollouts: Rollouts, tokenizer, check=None):
     """Decode and score every response. Adds texts; scores [P, n], see score(); correct [P, n], 1 where the score is
     above 1/2, else 0; and boxed [P, n], 1 where there is a box at all."""
     rollouts.texts, rollouts.check, before = decode(rollouts.responses, tokenizer), check, grading.timeouts
+    rollouts.usual_end = getattr(tokenizer, "eos_token_id", None)
     problems = [problem for problem in rollouts.problems for _ in range(rollouts.n)]
     scores, rollouts.check_errors = score(rollouts.texts, problems, check)
     rollouts.scores = scores.view(-1, rollouts.n)

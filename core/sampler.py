@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
-from core.config import bad_input
+from core.config import bad_input, end_tokens
 from core.packing import refuse_attention, shared_start
 from core.policy import logits_of
 from core.processes import say
@@ -313,6 +313,5 @@ def choose_sampler(cfg):
 def new_sampler(kind, policy, tokenizer):
     """A sampler for the policy; kind: what choose_sampler() returned. It stops at the end tokens that the model's
     generation config names, and at the tokenizer's."""
-    ends = np.atleast_1d(policy.lm.generation_config.eos_token_id or tokenizer.eos_token_id)
     with bad_input():
-        return kind(policy, {tokenizer.eos_token_id, *ends.tolist()})
+        return kind(policy, end_tokens(policy.lm.generation_config, tokenizer))

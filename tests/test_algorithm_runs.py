@@ -85,7 +85,7 @@ def test_a_teacher_samples_in_place_of_the_policy(train, tmp_path):
     assert texts[0] == texts[1] and len(texts[0]) == 4
     (row,), (other,) = metrics(taught), metrics(own)
     assert row["accuracy"] == other["accuracy"] and row["loss"] != other["loss"]
-    assert row["kl"] == 0  # of the policy to its own beginning, on the teacher's text
+    assert 0 <= row["kl"] < 1e-9  # of the policy to its own beginning, on the teacher's text
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(train, tmp_path, tiny_path, capsys):

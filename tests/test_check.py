@@ -148,6 +148,62 @@ def test_an_evaluation_by_a_check_and_its_rescoring(tmp_path, words_file, check_
     assert summary["avg"][0] == pytest.approx(1 / 3)
 
 
+# Columns that are called like ours: of a problem, of a saved response, of what training adds.
+OWN = dict(seed=7, response="seven", after="lunch", tokens=5, unit=["cm"], text="t", prompt_text="p", label="easy",
+           correct="perhaps", finish="line", end=3, turns=4, sample="s", gold="bar", row=[1], problem_id="x",
+           extracted=0, answer=dict(low=1, high=9))  # fmt: skip
+
+
+@pytest.fixture
+def own_columns(tmp_path, problems_file):
+    """(data, check): the check finds a response right if all columns of its row reach it, and nothing else does."""
+    rows = [OWN | dict(problem=row["problem"]) for row in read(problems_file)]
+    check = tmp_path / "own.py"
+    check.write_text(f"OWN = {OWN!r}\n\n\ndef check(response, problem):\n"
+                     "    return {name: x for name, x in problem.items() if name != 'problem'} == OWN\n")
+    return write(tmp_path / "own.jsonl", rows), check
+
+
+def test_columns_that_are_called_like_ours_reach_the_check_in_training_evaluation_and_rescoring(
+    train, tmp_path, own_columns, capsys
+):
+    data, check = own_columns
+    how = ["--data", data, "--eval_data", data, "--check", check, "--eval_every", 0]
+    assert train(tmp_path / "run", *how, "--steps", 1) == 0
+    assert [row["accuracy"] for row in metrics(tmp_path / "run")[1:]] == [1.0]
+    assert evaluate("--bench", data, "--check", check, *SMALL, "--out", tmp_path / "one") == 0
+    for file in (tmp_path / "one/own.jsonl", tmp_path / "run/eval/step_000001/own.jsonl"):
+        rows = read(file)
+        assert rows and all(row["correct"] is True and row["gold"] == OWN["answer"] for row in rows)
+        assert {row["seed"] for row in rows} == {0} and all(isinstance(row["tokens"], int) for row in rows)
+        assert evaluate("--rescore", file, "--check", check, "--out", tmp_path / "two") == 0
+        assert all(row["correct"] is True for row in read(tmp_path / "two/own.jsonl"))
+        assert evaluate("--rescore", tmp_path / "two/own.jsonl", "--check", check, "--out", tmp_path / "three") == 0
+        assert all(row["correct"] is True for row in read(tmp_path / "three/own.jsonl"))
+
+
+def test_such_columns_in_responses_of_others_are_theirs(tmp_path, own_columns):
+    """A file that we have not written: problem, answer and response count, whatever else is in it."""
+    rows = [dict(problem=f"{i}+1", seed=7, tokens=[1, 2], after="lunch", turns=3, end="x", answer=str(i + 1),
+                 response=rf"\boxed{{{i + 1}}}") for i in range(3)]  # fmt: skip
+    check = tmp_path / "theirs.py"
+    check.write_text("def check(response, problem):\n    return problem['seed'] == 7 and problem['after'] == 'lunch'\n")
+    for flags in ([], ["--check", check]):
+        for file, out in ((write(tmp_path / "x.jsonl", rows), "out"), (tmp_path / "out/x.jsonl", "again")):
+            assert evaluate("--rescore", file, *flags, "--out", tmp_path / out) == 0
+            assert json.loads((tmp_path / out / "summary.json").read_text())["benchmarks"]["x"]["avg"][0] == 1
+
+
+def test_another_text_of_the_check_is_another_evaluation(tmp_path, words_file, check_file, capsys):
+    flags = ["--bench", words_file, *SMALL, "--out", tmp_path / "one", "--check"]
+    assert evaluate(*flags, check_file) == evaluate(*flags, check_file) == 0
+    check_file.write_text(CHECK + "\n\n# and another line\n")
+    common.find_check.cache_clear()
+    capsys.readouterr()
+    assert evaluate(*flags, check_file) == 2
+    assert "holds an evaluation with check" in error_line(capsys)
+
+
 def test_a_broken_check_file_ends_an_evaluation_with_one_line(tmp_path, words_file, capsys):
     flags = ["--bench", words_file, "--check", tmp_path / "missing.py", *SMALL, "--out", tmp_path / "out"]
     assert evaluate(*flags) == 2

@@ -1,11 +1,15 @@
 """From the command line to a configuration: what wins over what, what is refused, and what a refusal says."""
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 import common
 import grpo
@@ -277,3 +281,82 @@ def test_an_unknown_model(capsys, typo, says):
         common.find_model(typo, "model")
     line = capsys.readouterr().err
     assert line.startswith(f"error: --model {typo}: ") and says in line and line.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------ models that don't fit
+def model_folder(tiny_path, tmp_path, **changes):
+    """A copy of the built-in model, some of whose files have other values: {file: {name: value}}."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_path, folder)
+    for name, values in changes.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+def refusal(capsys, folder) -> str:
+    with pytest.raises(SystemExit) as stop:
+        common.find_model(str(folder), "model")
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1 and line.startswith(f"error: --model {folder}: ")
+    return line
+
+
+def test_a_tokenizer_that_does_not_give_back_what_it_reads_is_refused(tiny_path, tmp_path, capsys):
+    """transformers 5 makes its own tokenizer for some kinds of models, whatever tokenizer.json says (its issue 48206).
+    This one, of bytes, becomes a Llama tokenizer, which drops all spaces."""
+    wrong = dict(config=dict(model_type="llama"), tokenizer_config=dict(tokenizer_class="LlamaTokenizer"))
+    folder = model_folder(tiny_path, tmp_path, **wrong)
+    line = refusal(capsys, folder)
+    assert "does not give back what it reads" in line and "weneedtoadd" in line and "'we need to add" in line
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tiny_path, tmp_path, capsys):
+    """Its first prompt would end in an IndexError. A placeholder for images, as Gemma 3 has one, does no harm."""
+    for token, fits in (("<image_soft_token>", True), ("<|pad|>", False)):
+        folder = model_folder(tiny_path, tmp_path / token.strip("<|>"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens(dict(additional_special_tokens=[token]))
+        tokenizer.save_pretrained(folder)
+        if fits:
+            assert len(common.find_model(str(folder), "model")[2]) == 262
+        else:
+            line = refusal(capsys, folder)
+            assert "262 tokens" in line and "261 rows" in line and token in line
+
+
+def test_a_model_without_an_end_token_is_refused(tiny_path, tmp_path, capsys):
+    nothing = dict(eos_token_id=None)
+    folder = model_folder(tiny_path, tmp_path, config=nothing, generation_config=nothing,
+                          tokenizer_config=dict(eos_token=None))  # fmt: skip
+    assert "names an end token" in refusal(capsys, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 260}')  # is enough
+    assert common.find_model(str(folder), "model")
+
+
+def test_the_end_token_may_be_number_0_and_there_may_be_several():
+    tokenizer = SimpleNamespace(eos_token_id=5)
+    assert config.end_tokens(SimpleNamespace(eos_token_id=0), tokenizer) == {0, 5}
+    assert config.end_tokens(SimpleNamespace(eos_token_id=[0, 3]), tokenizer) == {0, 3, 5}
+    assert config.end_tokens(SimpleNamespace(eos_token_id=None), tokenizer) == {5}
+    assert config.end_tokens(SimpleNamespace(eos_token_id=0), SimpleNamespace(eos_token_id=None)) == {0}
+
+
+@pytest.mark.parametrize("files, says", [(["pytorch_model.bin"], "no weights in safetensors"),
+                                         ([], "no weights in safetensors")])  # fmt: skip
+def test_a_model_without_safetensors_is_refused_before_anything_is_loaded(tiny_path, tmp_path, capsys, files, says):
+    folder = model_folder(tiny_path, tmp_path)
+    (folder / "model.safetensors").unlink()
+    for name in files:
+        (folder / name).write_bytes(b"PK")
+    assert says in refusal(capsys, folder)
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(tiny_path, tmp_path, capsys, monkeypatch):
+    auto = dict(AutoConfig="own.OwnConfig", AutoModelForCausalLM="own.OwnModel")
+    folder = model_folder(tiny_path, tmp_path, config=dict(auto_map=auto, model_type="own"))
+    (folder / "own.py").write_text("open('was_run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *text: pytest.fail(f"asked: {text}"))
+    assert "code of its own" in refusal(capsys, folder)
+    assert not (tmp_path / "was_run").exists()

@@ -1,5 +1,6 @@
 """Problems: data sets by file and alias, what is dropped and what is refused, prompt templates, the training order."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.data import DATA, TEMPLATES, draw, easy_problems, load_data, render
+from core.data import DATA, TEMPLATES, draw, easy_problems, encode, load_data, render
 from core.verify import verify
 
 
@@ -177,6 +178,167 @@ def test_a_missing_file(tmp_path, tokenizer, name):
     assert f"{name}: no such file" in str(error.value).splitlines()[0]
 
 
+# ------------------------------------------------------------------------------------------------ cells and endings
+def rows_of(file, tokenizer, **how):
+    return [(p["problem"], p["answer"]) for p in load(file, tokenizer, **how)]
+
+
+def test_a_cell_of_a_csv_is_text_as_it_stands(tmp_path, tokenizer, capsys):
+    """A guess at types would turn 17 digits beside an empty cell into 1.2345678901234568e+16, and NA into nothing."""
+    cells = ["12345678901234567", "0.12345678901234567890", "1" * 30, "NA", "null", "None", "007", "1e5", "", "7"]
+    (tmp_path / "cells.csv").write_text("problem,answer\n" + "".join(f'"p{i}",{x}\n' for i, x in enumerate(cells)))
+    assert rows_of(tmp_path / "cells.csv", tokenizer) == [(f"p{i}", x) for i, x in enumerate(cells) if x]
+    assert "dropped 1 row" in capsys.readouterr().out  # the empty cell
+
+
+def test_a_csv_may_hold_commas_quotes_and_line_ends(tmp_path, tokenizer):
+    (tmp_path / "quoted.csv").write_text('problem,answer\n"a, ""b""\nc","(1,2)"\n', newline="")
+    assert rows_of(tmp_path / "quoted.csv", tokenizer) == [('a, "b"\nc', "(1,2)")]
+
+
+TEXTS = {
+    "a.csv": "problem,answer\n1+1,2\n", "a.tsv": "problem\tanswer\n1+1\t2\n", "UPPER.CSV": "problem,answer\n1+1,2\n",
+    "a.jsonl": '{"problem": "1+1", "answer": "2"}\n', "lines.json": '{"problem": "1+1", "answer": "2"}\n',
+    "list.json": '\n [{"problem": "1+1",\n "answer": "2"}]', "bom.csv": "\ufeffproblem,answer\n1+1,2\n",
+    "a[1].csv": "problem,answer\n1+1,2\n", "q?.csv": "problem,answer\n1+1,2\n",
+    "*.jsonl": '{"problem": "1+1", "answer": "2"}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_ending_is_read_and_a_name_is_no_pattern(tmp_path, tokenizer, name, zipped):
+    """Beside q?.csv there is a q1.csv, which the pattern would match; it is not read."""
+    (tmp_path / "q1.csv").write_text("problem,answer\n2+2,4\n")
+    file, text = tmp_path / (name + ".gz" * zipped), TEXTS[name].encode()
+    file.write_bytes(gzip.compress(text) if zipped else text)
+    assert rows_of(file, tokenizer) == [("1+1", "2")]
+
+
+@pytest.mark.parametrize("name, text, says", [
+    ("a.txt", "1+1", ["must end in one of .jsonl, .json, .csv, .tsv, .parquet"]),
+    ("latin1.csv", "problem,answer\ncaf\xe9 1+1,2\n".encode("latin1"), ["not in UTF-8"]),
+    ("wide.csv", "problem,answer\n1+1,2\n1+1,2,3\n", ["row 2 has more cells than the header"]),
+    ("open.csv", 'problem,answer\n"1+1,2\n', ["unexpected end of data"]),
+    ("torn.json", '[{"problem": "1+1", "answer": "2"}, {"pro', ["line 1 column"]),
+    ("torn.jsonl.gz", gzip.compress(b'{"problem": "1+1", "answer": "2"}' * 999)[:-9], ["end-of-stream"]),
+    ("half.jsonl", r'{"problem": "x \ud83d 1+1", "answer": "2"}', ["row 1 has half a character"]),
+])  # fmt: skip
+def test_a_file_that_can_not_be_read_says_why(tmp_path, tokenizer, name, text, says):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as error:
+        load(tmp_path / name, tokenizer)
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"data {tmp_path / name}: ")
+    assert all(words in str(error.value) for words in says), error.value
+
+
+def test_nan_is_a_missing_value(tmp_path, tokenizer, capsys):
+    (tmp_path / "nan.jsonl").write_text('{"problem": "1+1", "answer": NaN}\n{"problem": NaN, "answer": "4"}\n'
+                                        '{"problem": "2+2", "answer": [NaN, "4", null]}\n')  # fmt: skip
+    assert rows_of(tmp_path / "nan.jsonl", tokenizer) == [("2+2", "4")]
+    file = write(tmp_path / "nan.parquet", [dict(problem="1+1", answer=float("nan")), dict(problem="2+2", answer=4.0)])
+    assert rows_of(file, tokenizer) == [("2+2", "4")]
+    assert capsys.readouterr().out.count("dropped") == 2
+
+
+@pytest.mark.parametrize("row", [dict(problem={"text": "1+1"}, answer="2"), dict(problem="1+1", answer={"value": "2"}),
+                                 dict(problem="1+1", answer=[["2"]]), dict(problem=b"1+1", answer="2"),
+                                 dict(problem="1+1", answer=b"2")])  # fmt: skip
+def test_what_is_neither_text_nor_number_is_refused(tmp_path, tokenizer, row):
+    """Python's way to print a dict would be read as the problem, or as an answer that nothing equals."""
+    file = write(tmp_path / "kinds.parquet", [row])
+    with pytest.raises(ValueError, match="row 1 has a (dict|list|bytes) where text or a number is needed"):
+        load(file, tokenizer)
+
+
+@pytest.mark.parametrize("unit", [3, ["cm"], "3", {"a": 1}, None, ""])
+def test_a_unit_that_is_none_changes_no_answer(tmp_path, tokenizer, unit):
+    (problem,) = load(write(tmp_path / "unit.jsonl", [dict(problem="1+1", answer="2", unit=unit)]), tokenizer)
+    assert problem["answer"] == "2" and problem["unit"] == unit
+
+
+# ------------------------------------------------------------------------------------------------ chats
+def chat(*turns):
+    return [dict(role=role, content=content) for role, content in turns]
+
+
+def prompt_of(tmp_path, tokenizer, turns, template="chat", kind="jsonl"):
+    (problem,) = load(write(tmp_path / f"chat.{kind}", [dict(prompt=turns, answer="2")]), tokenizer, template, 10**6)
+    assert tokenizer.decode(problem["prompt"]) == problem["text"]
+    return problem["problem"], problem["text"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_last_turn_of_the_user_is_the_problem_and_the_turns_before_it_stay(tmp_path, tokenizer, kind):
+    turns = chat(("system", "be brief"), ("user", "3+3"), ("assistant", "6"), ("user", "1+1"))
+    problem, text = prompt_of(tmp_path, tokenizer, turns, kind=kind)
+    assert problem == "1+1"
+    assert text == "<|system|>be brief<|user|>3+3<|assistant|>6<|end|><|user|>1+1<|assistant|>".replace(
+        "<|system|>be brief", system_turn(tokenizer, "be brief"))  # fmt: skip
+
+
+def system_turn(tokenizer, words):
+    """What the built-in chat template makes of a system turn."""
+    both, alone = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in (
+        chat(("system", words), ("user", "1")), chat(("user", "1"))))  # fmt: skip
+    return both.removesuffix(alone)
+
+
+def test_a_chat_that_ends_with_the_beginning_of_the_answer(tmp_path, tokenizer):
+    turns = chat(("user", "1+1"), ("assistant", "python\n"))
+    assert prompt_of(tmp_path, tokenizer, turns) == ("1+1", "<|user|>1+1<|assistant|>python\n")
+
+
+def test_parts_of_text_are_joined(tmp_path, tokenizer):
+    turns = [dict(role="user", content=[dict(type="text", text="1"), dict(type="text", text="+1")])]
+    assert prompt_of(tmp_path, tokenizer, turns) == ("1+1", "<|user|>1+1<|assistant|>")
+
+
+def test_a_template_of_turns_takes_the_problem_and_keeps_the_others(tmp_path, tokenizer):
+    turns = chat(("user", "3+3"), ("assistant", "6"), ("user", "1+1"))
+    assert prompt_of(tmp_path, tokenizer, turns, "cot")[1] == (
+        "<|user|>3+3<|assistant|>6<|end|><|user|>1+1 Let's think step by step and output the final answer within "
+        "\\boxed{}.<|assistant|>")  # fmt: skip
+    _, easy = prompt_of(tmp_path, tokenizer, turns, "easy")
+    assert easy.endswith("42}<|end|><|user|>3+3<|assistant|>6<|end|><|user|>1+1<|assistant|>")
+
+
+def test_a_template_that_is_a_text_gets_the_turns_as_paragraphs(tmp_path, tokenizer):
+    turns = chat(("system", "be brief"), ("user", "3+3"), ("assistant", "6"), ("user", "1+1"))
+    assert prompt_of(tmp_path, tokenizer, turns, "Q: {problem}\nA:")[1] == "Q: be brief\n\n3+3\n\n6\n\n1+1\nA:"
+
+
+def test_two_system_turns_become_one():
+    class Turns:
+        def apply_chat_template(self, turns, **how):
+            return repr([(turn["role"], turn["content"]) for turn in turns])
+
+    own = TEMPLATES["qwen-math"][0][1]
+    text = render("1+1", "qwen-math", Turns(), chat(("system", "be brief")))
+    assert text == repr([("system", f"be brief\n\n{own}"), ("user", "1+1")])
+
+
+@pytest.mark.parametrize("turns", [chat(("user", "1+1"), ("tool", "2")), chat(("assistant", "2")), ["1+1"],
+                                   [dict(role="user", content=[dict(type="image", image="x.png")])],
+                                   [dict(role="user", content=None)], [dict(content="1+1")], []])  # fmt: skip
+def test_other_chats_are_refused_with_their_place(tmp_path, tokenizer, turns):
+    rows = [dict(prompt=chat(("user", "1+2")), answer="3"), dict(prompt=turns, answer="2")]
+    file = write(tmp_path / "chat.jsonl", rows)
+    with pytest.raises(ValueError, match=f"data {file}: row 2 has a chat"):
+        load(file, tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------ the hub's names
+@pytest.mark.parametrize("typo, near", [("deepscalr", "deepscaler"), ("numina-mat", "numina-math"), ("gsm", "gsm8k")])
+def test_a_misspelt_alias_is_found_at_once(tokenizer, typo, near):
+    with pytest.raises(ValueError, match=f"did you mean {near}"):
+        load(typo, tokenizer)
+
+
+def test_two_sets_of_numina(tokenizer):
+    assert (DATA["numina-math"][0], DATA["numina-cot"][0]) == ("ScaleML-RLHF/numina_math", "AI-MO/NuminaMath-CoT")
+
+
 def test_an_alias_that_cannot_be_downloaded_says_so(tokenizer):
     """The tests are offline."""
     with pytest.raises(ValueError, match="data math500: HuggingFaceH4/MATH-500 could not be downloaded: ") as error:
@@ -211,6 +373,56 @@ def test_every_template_holds_the_problem_once(tokenizer, template):
     assert render(problem, template, tokenizer).count(problem) == 1
 
 
+def rebuilt(tokenizer, tmp_path, add=(), remove=(), template=None):
+    """A copy of the tokenizer that puts special tokens around a text, or has another chat template."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    copy = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    if add:
+        ends = [(name, copy.convert_tokens_to_ids(name)) for name in dict.fromkeys(name for name in add if name)]
+        single = " ".join(name if name else "$A" for name in add)
+        copy.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
+    copy.chat_template = template or copy.chat_template
+    return copy
+
+
+@pytest.mark.parametrize("template", ["none", "plain", "r1", "chat", "<|user|>{problem}", "{problem}<|end|>"])
+def test_a_prompt_never_ends_with_an_end_token_nor_begins_with_two_begin_tokens(tokenizer, tmp_path, template):
+    """Llama's tokenizer puts a begin token before a text; some put an end token behind it (vllm issue 7491)."""
+    both = rebuilt(tokenizer, tmp_path, ["<|user|>", "", "<|end|>"])
+    assert both("1+1")["input_ids"][-1] == both.eos_token_id
+    ids = encode("1+1", template, both)["prompt"].tolist()
+    begin = both.convert_tokens_to_ids("<|user|>")
+    assert ids[0] == begin != ids[1] and ids[-1] != both.eos_token_id
+    two = both("2", add_special_tokens=False)["input_ids"]
+    assert encode("1+1", template, both, after="2")["prompt"].tolist() == ids + two
+
+
+@pytest.mark.parametrize("today", ["{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"])
+def test_a_chat_template_that_asks_for_today_gets_a_fixed_date(tokenizer, tmp_path, today):
+    """An evaluation could not be continued the next day, and a resumed run would train on other prompts."""
+    dated = rebuilt(tokenizer, tmp_path, template=today + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert render("1+1", "chat", dated) == "26 Jul 20241+1"
+
+
+def test_a_chat_template_that_refuses_a_system_turn_or_is_missing_is_one_line(tokenizer, tmp_path):
+    file = write(tmp_path / "one.jsonl", [dict(problem="1+1", answer="2")])
+    system = write(tmp_path / "two.jsonl", [dict(prompt=chat(("system", "be brief"), ("user", "1+1")), answer="2")])
+    refuses = rebuilt(tokenizer, tmp_path, template="{% for m in messages %}{% if m.role == 'system' %}"
+                      "{{ raise_exception('no system role') }}{% endif %}{{ m.content }}{% endfor %}")
+    assert load(file, refuses, "chat")
+    with pytest.raises(ValueError, match="template 'qwen-math' has turns that .* can't write .no system role"):
+        load(file, refuses, "qwen-math")
+    with pytest.raises(ValueError, match="row 1 has turns that .* can't write .no system role"):
+        load(system, refuses, "chat")
+    refuses.chat_template = None
+    with pytest.raises(ValueError, match="there is none.*--template plain"):
+        load(file, refuses, "chat")
+    assert load(file, refuses, "plain")
+
+
 OPERATIONS = [  # what a problem of `easy` may say, and what is then to be computed
     (r"\+|buys .* more|together|in all", lambda a, b: a + b),
     (r"-|gives|more .* than|sold", lambda a, b: a - b),
@@ -243,7 +455,7 @@ def test_the_examples_of_easy_are_turns_before_the_problem(tokenizer):
 
 def test_the_system_turn_comes_first():
     class Turns:
-        def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+        def apply_chat_template(self, turns, tokenize, add_generation_prompt, **date):
             assert not tokenize and add_generation_prompt
             return " ".join(f"{turn['role']}={turn['content']}" for turn in turns)
 

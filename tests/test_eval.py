@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_a_killed_evaluation_continues_and_gives_the_same_file(tmp_path):
     flags = "--limit 24 --samples 4 --seeds 2 --chunk 8 --max_new_tokens 48".split()
     process = subprocess.Popen([sys.executable, evaluation.__file__, *flags, "--out", tmp_path / "killed"], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    file, deadline = tmp_path / "killed/tiny.jsonl", time.time() + 120
+    file, deadline = tmp_path / "killed/tiny.jsonl", time.time() + 600
     while not (file.exists() and file.stat().st_size) and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -301,6 +302,88 @@ def test_more_seeds_are_added_to_those_that_are_there(whole, tmp_path):
     text = (tmp_path / "tiny.jsonl").read_bytes()
     assert text.startswith((whole / "tiny.jsonl").read_bytes()) and text.count(b"\n") == 45
     assert json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["tiny"]["seeds"] == 3
+
+
+QUICK = "--samples 2 --seeds 1 --max_new_tokens 8 --chunk 4".split()
+
+
+def problems(file, *texts):
+    return write(file, [dict(problem=text, answer=str(eval(text))) for text in texts])
+
+
+def answered(file) -> list[str]:
+    return [json.loads(line)["problem"] for line in open(file)]
+
+
+def test_two_benchmarks_of_the_same_name_are_told_apart(tmp_path, capsys):
+    """In one command each has its own file; in a second command the other one's responses are not taken for its own."""
+    one, two = problems(tmp_path / "v1/test.jsonl", "3+4", "5*2"), problems(tmp_path / "v2/test.jsonl", "8*8-5", "7+6")
+    assert run("--bench", f"{one},{two}", *QUICK, "--out", tmp_path / "both") == 0
+    results = json.loads((tmp_path / "both/summary.json").read_text())["benchmarks"]
+    assert list(results) == ["v1-test", "v2-test"]
+    assert answered(tmp_path / "both/v2-test.jsonl") == ["8*8-5"] * 2 + ["7+6"] * 2
+    assert run("--bench", one, *QUICK, "--out", tmp_path / "out") == 0
+    before = (tmp_path / "out/test.jsonl").read_bytes()
+    line = error_of(capsys, "--bench", two, *QUICK, "--out", tmp_path / "out")
+    assert "test.jsonl: row 1 answers another problem: its problem is '3+4', today's is '8*8-5'" in line
+    assert (tmp_path / "out/test.jsonl").read_bytes() == before
+
+
+def change_gold(rows):
+    rows[1]["answer"] = "11"
+
+
+def put_in_front(rows):
+    rows[:0] = [dict(problem="1+1", answer="2")]
+
+
+@pytest.mark.parametrize("change, says", [(change_gold, "its gold is '10', today's is '11'"),
+                                          (put_in_front, "its problem is '3+4', today's is '1+1'"),
+                                          (list.reverse, "its problem is '3+4'"), (list.pop, "its problem is '9-3'")],
+                         ids=["gold", "in front", "order", "fewer"])  # fmt: skip
+def test_saved_responses_belong_to_todays_problems_or_are_refused(tmp_path, capsys, change, says):
+    """Rows used to be counted alone: the numbers of yesterday's problems were reported for today's."""
+    file = problems(tmp_path / "test.jsonl", "3+4", "5*2", "9-3")
+    assert run("--bench", file, *QUICK, "--out", tmp_path / "out") == 0
+    rows = [json.loads(line) for line in open(file)]
+    change(rows)
+    write(file, rows)
+    assert says in error_of(capsys, "--bench", file, *QUICK, "--seeds", 2, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names, labels", [
+    (["math500", "aime24"], ["math500", "aime24"]), (["a/b/t.csv"], ["t"]), (["a/b/t.jsonl.gz"], ["t"]),
+    (["a/b/t.csv", "c/b/t.csv"], ["a-b-t", "c-b-t"]), (["a/b/t.csv", "a/b/t.jsonl"], ["a-b-t-csv", "a-b-t-jsonl"]),
+    (["openai/gsm8k:main:test"], ["openai-gsm8k-main-test"]), (["t", "a/b/t.csv"], ["t", "b-t"]),
+])  # fmt: skip
+def test_labels_of_benchmarks(tmp_path, monkeypatch, names, labels):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b/t.csv", "a/b/t.jsonl", "a/b/t.jsonl.gz", "c/b/t.csv"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert [statistics.label(name, names) for name in names] == labels
+
+
+def test_a_file_of_the_users_own_in_the_output_folder_is_not_touched(tmp_path, capsys):
+    """--out . with a benchmark of the same name there: it would be cut, and rows appended to it."""
+    file = problems(tmp_path / "test.jsonl", "3+4", "5*2")
+    before = file.read_bytes()
+    assert "answers another problem" in error_of(capsys, "--bench", file, *QUICK, "--out", tmp_path)
+    saved = write(tmp_path / "mine.jsonl", [dict(problem="3+4", answer="7", response="7", note="precious")])
+    assert "would be overwritten" in error_of(capsys, "--rescore", saved, "--out", tmp_path)
+    assert file.read_bytes() == before and "precious" in saved.read_text()
+
+
+def test_the_turns_of_a_chat_stay_in_the_prompt_when_a_wrong_answer_is_continued(tmp_path):
+    texts = [("user", "3+3"), ("assistant", "6"), ("user", "9*9-7*8")]
+    turns = [dict(role=role, content=text) for role, text in texts]
+    file = write(tmp_path / "chat.jsonl", [dict(prompt=turns, answer="0")])
+    assert run("--bench", file, *QUICK, "--out", tmp_path / "one") == 0
+    with mock.patch.object(rollout, "generate", wraps=rollout.generate) as generate:
+        flags = ["--wrong", tmp_path / "one/chat.jsonl", "--reflect", " wait"]
+        assert run(*flags, *QUICK, "--out", tmp_path / "two") == 0
+    row, text = json.loads(open(tmp_path / "one/chat.jsonl").readline()), generate.call_args.args[1][0]["text"]
+    assert text == f"<|user|>3+3<|assistant|>6<|end|><|user|>9*9-7*8<|assistant|>{row['response']} wait"
 
 
 def test_a_local_file_is_a_benchmark_and_a_prefix_begins_every_response(problems_file, tmp_path):
@@ -419,6 +502,24 @@ def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
     assert run("--compare", whole, whole / "tiny.jsonl", "--perplexity", "--out", tmp_path) == 0
     values = json.loads((tmp_path / "compare.json").read_text())["benchmarks"]["tiny"]["perplexity"]
     assert all(len(x) == 30 for x in values.values())
+
+
+def test_perplexity_judges_the_end_token_that_was_written(whole, tmp_path, tiny_path):
+    """A model may have several, as Qwen and Llama: that of the tokenizer was judged in place of the one sampled."""
+    shutil.copytree(tiny_path, tmp_path / "model")
+    newline = 10  # in the place of a second end token
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(dict(eos_token_id=[260, newline])))
+    flags = ["--model", tmp_path / "model", "--bench", "tiny", "--template", "chat", *SMALL, "--out", tmp_path / "one"]
+    assert run(*flags) == 0
+    saved = statistics.read_responses(tmp_path / "one/tiny.jsonl")
+    assert newline in saved["end"].flatten().tolist() and saved["finish"][0, 0] == "stop"
+    cfg = common.parse(common.Config, "", ["--model", str(tmp_path / "model"), "--max_new_tokens", "48"])
+    model = evaluation.open_model(cfg)
+    problems = data.load_data("tiny-test", model[2], cfg, 5)
+    responses = rollout.examine(model[1], model[2], problems, 3, 0, cfg).responses
+    expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
+    saved = {name: x[:, :3] for name, x in saved.items()}
+    assert evaluation.perplexities(model, settings_of(tmp_path / "one"), saved) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_of_a_training_run_is_evaluated_as_it_was_trained(tmp_path, tiny_path):
