@@ -18,3 +18,9 @@ experiments   the lab's runs, and the numbers that are kept of them
 report        the lab's verdicts, its figures and its page; papers: its prose
 worlds        a teacher, primed and half-trained models, a miniature Countdown, for the lab
 """
+
+import sys
+
+if sys.platform == "win32":  # before a module of core imports what Windows does not have, such as resource
+    print("error: nanoRLVR runs on Linux and macOS; on Windows use WSL (in a terminal: wsl --install)", file=sys.stderr)
+    sys.exit(2)

@@ -17,12 +17,25 @@ for _ in range(9):
     INNER = rf"[0-9]++|[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 # What announces an answer: "the answer is", "Result:", "####", "<answer>"; or "$x$ is the answer", where group 1 is x.
-PHRASE = re.compile(r"(?:answer|solution|result)s?\b(?:[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|\s{0,9}[:=])|####|"
-                    r"<answer>|\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) (?:answer|solution)\b", re.I)
-# A formula and a percent sign behind it; words that stand between "is" and the answer; a number.
-FORMULA = re.compile(r"(\$\$|\$|\\\(|\\\[)(.+?)(?:\$|\\\)|\\\])\s*(%|percent)?", re.DOTALL)
-FILLER = re.compile(r"(?:(?:therefore|thus|simply|exactly|about|equal to|option|then|now|the|an?)\s+|[\s:*_`])*", re.I)
+# The letters in front, one of which it begins with, make the search three times as fast.
+PHRASE = re.compile(r"(?=[ars#<$答])(?:(?:answer|solution|result)s?(?:\b[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|"
+                    r"[\s*_]{0,9}[:=：])|####|<answer>|\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) "
+                    r"(?:answer|solution)\b|答案\W{0,9}[是为:：])", re.I)
+# A line that is a heading: "### Final Answer", "**Step 3: Answer**". A rule or the sign of a quotation may follow.
+MARKS = r"(?:[^\w\n$\\]|_){0,12}"
+HEADING = re.compile(rf"\n{MARKS}(?:(?:step )?\d\d?[.:)]{MARKS})?(?:(?:the|my|our|final|correct|numerical) ){{0,3}}"
+                     rf"(?:answers?|results?|final solution|(?:最终)?答案){MARKS}()\n"
+                     r"\s{0,20}(?:[-=*_]{3,40}\s{1,20})?[>•✅ ]{0,9}", re.I)
+# A formula and a percent sign behind it, but not the money in "$5 a day for $6 more"; what joins $1$ and $2$; **bold**;
+# words that stand between "is" and the answer; what a sentence says its subject is; a number; a unit of measure.
+FORMULA = re.compile(r"(?!\$\d[\d,.]{0,20}\s[^\\$\n]{0,60}?[a-z]{2,20}\s[a-z]{2})(\$\$|\$|\\\(|\\\[)(.+?)"
+                     r"(?:\$|\\\)|\\\])\s*(%|percent)?", re.DOTALL | re.I)
+BETWEEN = re.compile(r"\$(\s{0,3}(?:,|,?\s{0,3}(?:and|or)\s)\s{0,3})\$(?=-?\d|[a-z] ?=)")
+BOLD = re.compile(r"(?<!\w)\*\*([^*\n]+)\*\*(?!\w)")
+FILLER = re.compile(r"(?i:(?:therefore|thus|simply|exactly|about|equal to|option|then|now|the|an?)\s+|[\s:*_`：])*")
+IS = re.compile(r"\b(?:is|are|equals)\s")
 LAST = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
+MEASURE = re.compile(r"(?:[cdkm]?m|[km]?g|[hs]|(?:min(?:ute)?|second|hour|day)s?)(?:\^[23])?(?:/(?:h|s|min)(?:\^2)?)?")
 
 
 def last_boxed(text: str) -> str | None:
@@ -30,29 +43,39 @@ def last_boxed(text: str) -> str | None:
     box within a box the inner one counts."""
     content = None
     while boxes := BOX.findall(text):
-        in_braces, bare = boxes[-1]
-        content = text = in_braces or bare
+        content = text = "".join(boxes[-1])  # one of the groups is empty: in braces, or bare
     return content
+
+
+def stands_alone(text: str) -> bool:
+    """Whether below a heading one answer has its line for itself: a formula, a number and up to two words, a word, "The
+    total is 42". Not if the next line looks like another one."""
+    formula = FORMULA.match(text)
+    line, _, below = text[formula.end() if formula else 0 :].lstrip("$").partition("\n")
+    line = IS.split(line)[-1]
+    if re.match(r"[\s>*_•+-]*[\d$\\]", below) or formula and re.search(r"[\d$\\]", line):
+        return False
+    has_value = formula or re.search(r"[\d\\]|^\(?[A-J][.,:)]", line)
+    return len(re.findall("[A-Za-z]{2,}", line)) < (3 if has_value else 2)
 
 
 def extract(response: str, strict: bool = True) -> str | None:
     """The final answer of a response: what its last box holds; without a box, what follows the last "answer is" or the
     like; without that too, if not strict, the last number. None if there is no answer."""
-    boxed = last_boxed(response)
-    if boxed is not None:
+    if (boxed := last_boxed(response)) is not None:
         return boxed
-    text = response[-20_000:]  # an answer is announced near the end
-    phrases = list(PHRASE.finditer(text))
+    text = BETWEEN.sub(r"\1", "\n" + response[-20_000:])  # an answer is announced near the end
+    phrases = [match for match in HEADING.finditer(text) if stands_alone(text[match.end() : match.end() + 500])]
+    phrases += PHRASE.finditer(text)
     if not phrases:
         numbers = [] if strict else LAST.findall(text)
         return numbers[-1] if numbers else None
-    last = phrases[-1]
-    text = last.group(1) or text[last.end() :]
-    text = text[FILLER.match(text).end() :]
+    last = max(phrases, key=lambda match: match.end())
+    text = FILLER.sub("", BOLD.sub(r"\1", last.group(1) or text[last.end() :]), count=1)
     if formula := FORMULA.match(text):
         return formula[2] + (formula[3] or "")
-    text = re.split(r"\n|<\||</answer|I hope|[.!?](?:\s|$)", text, maxsplit=1)[0]  # up to the end of the sentence
-    text = re.split(r"\b(?:is|are|equals)\s", text)[-1].strip(' *_`"$')
+    text = re.split(r"\n|<\||</answer|I hope|[.!?](?:\s|$)|[。！？]", text, maxsplit=1)[0]  # to the end of the sentence
+    text = IS.split(text)[-1].strip(' *_`"$✅')
     numbers = LAST.findall(text)
     is_prose = "\\" not in text and len(re.findall("[a-z]{2,}", text)) > 2
     if is_prose and len(numbers) == 1:
@@ -60,35 +83,47 @@ def extract(response: str, strict: bool = True) -> str | None:
     return re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)  # of a choice such as "(B) 12" only the letter
 
 
-def gold_answer(answer, unit: str | None = None) -> str:
+def gold_answer(answer, unit=None) -> str:
     """The gold answer in a field of a data set (a str, a number, None, or a list, whose answers are joined): what its
-    last box holds, or what follows ####, or all of it. With a unit, as OlympiadBench states one, it is appended, so
-    that an answer in another unit is wrong."""
+    last box holds, or what follows ####, or all of it. With a unit of measure, as OlympiadBench states one, it is
+    appended, so that an answer in another unit is wrong. Any other unit ("3", "Chapter 2", a list) is ignored."""
     if isinstance(answer, list | tuple):
         return ", ".join(gold_answer(part, unit) for part in answer)
     answer = "" if answer is None else str(answer)
     boxed = last_boxed(answer)
     answer = answer.rpartition("####")[2] if boxed is None else boxed
     answer = re.sub(r"(\d)\.0$", r"\1", answer.strip())
-    unit = (unit or "").strip("$ ")
-    if re.fullmatch(r"[A-Za-z/^\d]+", unit) and "=" not in answer:
-        answer += rf" \text{{ {unit}}}"
+    if isinstance(unit, str) and MEASURE.fullmatch(unit.strip("$ ")) and "=" not in answer:
+        answer += rf" \text{{ {unit.strip('$ ')}}}"
     return answer
 
 
 # ------------------------------------------------------------------------------------------------ normalising
+# Commands that only change how text looks, with the text in braces: \underline{42}, \color{red}{42}, {\color{red} 42}.
+# Not \cancel, which strikes the answer out, or \overline, which has a meaning. What \phantom hides goes as a whole.
+COLOR = r"\s*(?:\[\w*\])?\{[^{}]*\}"
+SWITCH = (rf"\\(?:(?:(?:text|math)?color|phantom){COLOR}|"
+          r"(?:boldmath|(?:text|script)style|[lL]arge|LARGE|[hH]uge|small|normalsize)(?![A-Za-z]))\s*+")
+STYLE = re.compile(r"(?:\\(?:u(?:nder|u)?line|boldsymbol|bm|bold|pmb|emph|ensuremath|(?:(?:text|math)?color|colorbox|"
+                   rf"fcolorbox{COLOR}){COLOR})\s*+\{{|\{{(?<!\\.)\s*+{SWITCH})((?:{INNER})*+)\}}", re.DOTALL)
 # Symbols and commands that are replaced or, with "", left out; a command only where its name ends.
 SAME = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "°": "", "≤": r"\le ",
     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "√": r"\sqrt ",
     "½": r"\frac{1}{2}", "²": "^2", "³": "^3", "≈": r"\approx ", "’": "'", r"\dfrac": r"\frac", r"\tfrac": r"\frac",
     r"\cfrac": r"\frac", r"\geqslant": r"\ge ", r"\geq": r"\ge ", ">=": r"\ge ", r"\leqslant": r"\le ",
-    r"\leq": r"\le ", "<=": r"\le ", r"\neq": r"\ne ", "!=": r"\ne ", r"\lt": "<", r"\gt": ">",
-    r"\langle": "(", r"\rangle": ")", r"\varnothing": r"\emptyset", r"\left": "", r"\right": "",
-    r"\lbrace": r"\{", r"\rbrace": r"\}", r"\displaystyle": "", r"\quad": " ", r"\qquad": " ", "~": " ", r"\$": "",
-    "$": "", '"': "", "**": "^", "{bmatrix}": "{pmatrix}", r"\{\}": r"\emptyset", r"\degree": "",
+    r"\leq": r"\le ", "<=": r"\le ", r"\neq": r"\ne ", "!=": r"\ne ", r"\lt": "<", r"\gt": ">", r"\langle": "(",
+    r"\rangle": ")", r"\varnothing": r"\emptyset", r"\left": "", r"\right": "", r"\lbrace": r"\{", r"\rbrace": r"\}",
+    r"\displaystyle": "", r"\quad": " ", r"\qquad": " ", "~": " ", r"\$": "", "$": "", '"': "", "**": "^",
+    r"\textsuperscript": "^", "{bmatrix}": "{pmatrix}", r"\{\}": r"\emptyset", r"\degree": "", "，": ",", "、": ", ",
+    "．": ".", "：": ":", "（": "(", "）": ")", "％": "%", "＝": "=", "－": "-", "✅": "", "￥": "¥", "元": "¥",
+    r"US}\$": "＄}", "円": "¥", r"\pounds": "£", r"\textsterling": "£", r"\euro": "€", r"\texteuro": "€", r"\yen": "¥",
+    r"\textyen": "¥", r"\cent": "¢", r"\textcent": "¢", r"\textdollar": "＄", "US$": "＄", r"US\$": "＄",
 }  # fmt: skip
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
+CODES = dict(USD="＄", EUR="€", GBP="£", JPY="¥", CNY="¥", RMB="¥", INR="₹", Rs="₹")
+MONEY = {"€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees", "¢": "cents", "＄": "dollars"}
+SIGN = "([£¥¢＄\u20a0-\u20cf])"
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta"
 TEXT = r"\\(?:text\w*|[mh]box|math(?:rm|bf|it|sf|normal)|operatorname\*?)\s*\{\s*"
 UNIT = rf" ?(?:[ckm]m|[km]g|ml|in|ft|mi|hr|min|[ap]\.?m\.?)| (?!(?:{FUNCTIONS}|mod|if)\b)[A-Za-z]{{3,}}[A-Za-z. /]*"
@@ -97,35 +132,23 @@ DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,3}})|(?:\\times|\\cdot|\*)10\
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
 SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
 CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all of them but tab and line ends
-SEPARATOR = r"(?:,|\s++|(?:\{,\}|,?\\[!,;: ])\s*+)"
-INTEGER = re.compile(rf"([-+]?)([0-9]{{1,3}}(?:{SEPARATOR}[0-9]{{3}})++|[0-9]++)(?:\.0*+)?+")
 REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
-
-
-def power_of_ten(match) -> str:
-    r"""5 million -> 5\times10^6. Groups: the space or quotation mark before the word, the word."""
-    exponent = {"thousand": 3, "million": 6, "billion": 9}[match[2]]
-    return rf"\times10^{exponent}{match[1]}"
-
-
-def without_commas(match) -> str:
-    """1,234 -> 1234. Groups: what stands before the number, the number."""
-    return match[1] + match[2].replace(",", "")
 
 
 def decimal_value(match) -> str:
     """1010_2 -> 10. Groups: the digits, the base; text whose digits do not fit the base is left as it is."""
-    digits, base = match[1], int(match[2])
-    fits = all(int(digit, 16) < base for digit in digits)
-    return str(int(digits, base)) if fits else match[0]
+    fits = all(int(digit, 16) < int(match[2]) for digit in match[1])
+    return str(int(match[1], int(match[2]))) if fits else match[0]
 
 
 # In this order. The unit of a number is put behind it in quotation marks, 5"cm", which cannot occur otherwise.
 RULES = [(re.compile(pattern), new) for pattern, new in (
-    # \( \) \[ \], a backslash at the end, \big and its like; {\rm cm}; ^\circ
-    (r"\\(?:(?<!\\\\)(?:[()\[\]]|$)|[bB]igg?[lmr]?(?![A-Za-z]))", ""),
-    (r"\{\\(?:rm|bf|it)\s", r"\\text{"), (r"\^\s*\{?\s*\\circ\s*\}?", ""),
-    # no solution
+    # a Chinese full stop at the end; what is left of colours; EUR, Rs. 42
+    (r"。(?=[\s}。]*$)", ""), (SWITCH, ""), (r"\{(?<=^.)([^{},]+)\}$", r"\1"),
+    (r"(?=[UEGJCRI])\b(USD|EUR|GBP|JPY|CNY|RMB|INR|Rs(?=[. }\\,~]{0,6}\d))\b\.?", lambda m: CODES[m[1]]),
+    # \( \) \[ \], a backslash at the end, \big and its like; {\rm cm}; ^\circ; \bf 42; no solution
+    (r"\\(?:(?<!\\\\)(?:[()\[\]]|$)|[bB]igg?[lmr]?(?![A-Za-z]))", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"),
+    (r"\^\s*\{?\s*\\circ\s*\}?", ""), (r"\\(?:math)?(?:bf|rm|it|sf)\s*(?=[-\d])", ""),
     (rf"^(?:{TEXT})?(?i:no (?:real )?solutions?|(?:the )?empty set)\}}?$", r"\\emptyset"),
     # 1\,000 and 1{,}000, before every other space in LaTeX becomes a plain one; 3{/}4
     (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),
@@ -137,8 +160,10 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     # 5 \text{ cm}^2; any other text loses its command
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
     (rf"{TEXT}([^{{}}]*)\}}", r"\1"),
-    # 5 million
-    (r'(?<=\d)([ "])(thousand|million|billion)"? ?', power_of_ten),
+    # 5 million; €5 and 5€ are 5"euros"
+    (r'(?<=\d)([ "])(thousand|million|billion)"? ?', lambda m: rf"\times10^{dict(t=3, m=6, b=9)[m[2][0]]}{m[1]}"),
+    (rf'{SIGN}(?:(?<=^.)|(?<=^[-+].)) ?([-+]?\d[\d,.]*(?:\\times10\^\d *)?)(?=$|[ ,;"])', r"\2\1"),
+    (rf'{SIGN}(?<=[\w}} ].)(?=$|[,;)/ "])', lambda m: f'"{MONEY.get(m[1], m[1])}"'),
     # 5 cm^2; a space after \max or \min
     (rf"(?<=[\d}}])((?:{UNIT})(?:\^\{{?\d\}}?)?)(?=$|[,;)])", r'"\1"'), (r"\\(max|min) *(?=\})", r"\1"),
     # sin x, 2pi, inf
@@ -150,7 +175,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
     # 3 1/2; 12 345; 12,345, unless it stands in a list, a tuple or an interval
     (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
-    (r"^((?:\\(?!\{)|[^(\[,\\])*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!,|\d)", without_commas),
+    (r"^((?:\\(?!\{)|[^(\[,\\])*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!,|\d)", lambda m: m[1] + m[2].replace(",", "")),
     # Spaces go, except that one must stay after a command (\pi r) and in x_1 2: \x1f keeps its place meanwhile.
     # 1 2 is a list of two numbers; and so is 32, 349, which the plus sign tells from 32,349.
     (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","),
@@ -177,15 +202,6 @@ def number(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def as_string(answer: str) -> str:
-    """How an answer longer than LONGEST is compared: an integer by its digits, which int() would be slow or refuse to
-    read, anything else as it stands; "" if it has control characters."""
-    answer = "" if CONTROL.search(answer) else answer.replace("\u2212", "-").strip("$\\ \t\r\n")
-    if not (match := INTEGER.fullmatch(answer)):
-        return answer
-    return match[1].strip("+") + (re.sub("[^0-9]", "", match[2]).lstrip("0") or "0")
-
-
 @lru_cache(4096)
 def normalise(answer: str) -> str:
     r"""An answer in the form that most equal answers share, also for votes: 1,\!234 becomes 1234, \dfrac12 1/2, and
@@ -193,10 +209,12 @@ def normalise(answer: str) -> str:
     if CONTROL.search(answer):
         return ""
     answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
-    if not answer.isdecimal():
+    if (value := number(answer)) is None:
+        while STYLE.search(answer):  # again for a style within a style; the space is for \bm{\pi}r
+            answer = STYLE.sub(lambda m: m[1] + " " * bool(re.search(r"\\[A-Za-z]+$", m[1])), answer)
         for pattern, new in RULES:
             answer = pattern.sub(new, answer)
-    value = number(answer)
+        value = number(answer)
     return answer if value is None else str(value)
 
 
@@ -211,10 +229,18 @@ def different_units(first: str, second: str) -> bool:
     return first[0] != second[0] or other_end and (both_short or "^" in first + second)
 
 
+def other_currency(unit: str, value: str, text: str) -> bool:
+    """Whether a unit is a currency, but the other answer, which has no unit, is in percent or dollars. The dollar sign
+    is not in its value, but in its text, where a pair of them is a formula."""
+    name = unit.split('"')[0]
+    return name in MONEY.values() and (value[-1:] == "%" or name != "dollars" and text.count("$") % 2 == 1)
+
+
 @lru_cache(4096)
 def quick(answer: str, gold: str) -> bool | tuple[str, str]:
     """Whether two answers are equal, if text and exact numbers decide that; if not, the two expressions that a worker
     has to compare."""
+    texts = answer, gold
     answer, gold = normalise(answer), normalise(gold)
     if ("=" in answer) != ("=" in gold):  # x=5 is as good as 5
         answer, gold = (normalise(re.sub(r"^[A-Za-z](?:_\w|_\{\w+\})?=", "", text)) for text in (answer, gold))
@@ -229,8 +255,11 @@ def quick(answer: str, gold: str) -> bool | tuple[str, str]:
     if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; what dots stand for is not known
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
     (answer_value, _, answer_unit), (gold_value, _, gold_unit) = answer.partition('"'), gold.partition('"')
-    if different_units(answer_unit, gold_unit):
+    others = other_currency(answer_unit, gold_value, texts[1]) or other_currency(gold_unit, answer_value, texts[0])
+    if others or different_units(answer_unit, gold_unit):
         return False
+    if re.search(r'"[,;\d]', answer_unit + " " + gold_unit):  # several quantities, such as 5"cm",6"cm"
+        return re.sub('"[^"]*"', ",", answer) == re.sub('"[^"]*"', ",", gold)
     if re.search(r"(?:\^\{[^{}^]*){3}|^-?\d+_", f"{answer} {gold}"):  # a tower of powers; 17_1, which is no number
         return False
     x, y = number(answer_value.rstrip("%")), number(gold_value.rstrip("%"))

@@ -12,22 +12,25 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from functools import lru_cache, partial
 from multiprocessing.connection import wait  # only waits for pipes; no process is started by multiprocessing
+from pathlib import Path
 
 if __name__ == "__main__":  # a worker: it alone needs sympy, which the training process never imports
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, is_expr_of_only_symbols, latex2sympy
     from math_verify import grader
 else:
-    from core.answers import (  # noqa: F401
-        LONGEST, as_string, extract, gold_answer, last_boxed, normalise, number, quick)  # fmt: skip
+    from core.answers import CONTROL, LONGEST, extract, gold_answer, last_boxed, normalise, number, quick  # noqa: F401
 
 DEADLINE = 3.0  # seconds for one item, from when a worker picks it up
 START_DEADLINE = 60  # seconds for a worker to import sympy and pick its item up
-MEMORY = 400 * 2**20  # bytes of address space of a worker, which needs a fifth of that
+# Bytes of a worker, which needs a fifth of that. They count address space, or resident memory where the system does not
+# limit address space: of what a worker asks for, it uses nearly all.
+MEMORY = 400 * 2**20
 WORKERS = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))  # 2: one may be stuck
 timeouts = 0  # items that this process has given up (deadline, memory, a dead worker); they count as wrong
 
@@ -115,6 +118,32 @@ def compare(answer, gold) -> bool:
     return grader.sympy_expr_eq(gold, answer, float_rounding=6, numeric_precision=15, allow_set_relation_comp=True)
 
 
+def limited(kind: int, most: int) -> bool:
+    """Set a limit of this process; whether the system agrees. macOS refuses RLIMIT_AS."""
+    try:
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def too_big() -> bool:
+    """Whether this worker holds more than MEMORY. On macOS: whether it ever did. On Linux that would not tell, for a
+    process inherits the maximum of the one that started it, which is training."""
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > MEMORY
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) > MEMORY  # bytes on macOS, KiB elsewhere
+
+
+def watch_memory():
+    """The thread of a worker whose memory the system does not limit: it ends the worker that is too big. It can't look
+    while Python computes with one huge integer; the deadline ends that."""
+    while not too_big():
+        time.sleep(0.02)
+    os._exit(1)
+
+
 def work():
     """The worker's loop. Each line on stdin is JSON, [answer, gold]. It writes "." when it picks one up, and when it is
     done "1" for equal, "0" for different."""
@@ -122,12 +151,14 @@ def work():
     grader.sympy_symbolic_eq = lambda *_: False
     grader.sympy_compare_relational = equivalent
     equal(*map(parse, (r"\frac{\sqrt{2x^2-1}+3}{2\pi}", r"(1+x_1)\cdot5^{-n}")))  # the first time is slow
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    watched = not limited(resource.RLIMIT_AS, MEMORY)
+    if watched:
+        threading.Thread(target=watch_memory, daemon=True).start()
     for line in sys.stdin.buffer:
         os.write(1, b".")
         used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])  # seconds of CPU, user and system
         # Should the parent have died, nobody kills a stuck worker: then the system does, after 60 s more of CPU time.
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 60, resource.RLIM_INFINITY))
+        limited(resource.RLIMIT_CPU, int(used) + 60)
         try:
             answer, gold = map(parse, json.loads(line))
             right = compare(answer, gold)
@@ -135,6 +166,8 @@ def work():
             return
         except Exception:  # sympy has many kinds
             right = False
+        if watched and too_big():  # between two looks; the next item should not pay for that
+            return
         os.write(1, b"1" if right else b"0")
 
 
@@ -186,6 +219,19 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
 
 
 # ------------------------------------------------------------------------------------------------ what others call
+SEPARATOR = r"(?:,|\s++|(?:\{,\}|,?\\[!,;: ])\s*+)"
+INTEGER = re.compile(rf"([-+]?)([0-9]{{1,3}}(?:{SEPARATOR}[0-9]{{3}})++|[0-9]++)(?:\.0*+)?+")
+
+
+def as_string(answer: str) -> str:
+    """How an answer longer than LONGEST is compared: an integer by its digits, which int() would be slow or refuse to
+    read, anything else as it stands; "" if it has control characters."""
+    answer = "" if CONTROL.search(answer) else answer.replace("\u2212", "-").strip("$\\ \t\r\n。")
+    if not (match := INTEGER.fullmatch(answer)):
+        return answer
+    return match[1].strip("+") + (re.sub("[^0-9]", "", match[2]).lstrip("0") or "0")
+
+
 def verify_all(pairs: list[tuple[str, str]], strict: bool = True) -> list[bool]:
     """verify() of every (response, gold) pair, in order. Never raises; False for one that takes more than DEADLINE
     seconds."""

@@ -164,12 +164,17 @@ def train(small):
 
 
 # ------------------------------------------------------------------------------------------------ algorithms and forks
+def algorithm(name):
+    """An algorithm's file: its `name`, `path` and `module`, and no `flags` of its own."""
+    return SimpleNamespace(name=name, path=ROOT / f"{name}.py", module=importlib.import_module(name), flags=[])
+
+
 @pytest.fixture(scope="session")
 def script(request):
     """An algorithm's file, or the fork: its `name`, `path` and `module`, and the `flags` that came with --fork."""
     name, fork = request.param, request.config.option.fork
     if not fork:
-        return SimpleNamespace(name=name, path=ROOT / f"{name}.py", module=importlib.import_module(name), flags=[])
+        return algorithm(name)
     path, *flags = shlex.split(fork)
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location(f"fork_{name}", path)
@@ -192,15 +197,19 @@ def few(small):
 
 @pytest.fixture(scope="session")
 def three_steps(train, few, tmp_path_factory):
-    """three_steps(script): the folder of three steps in one go, with checkpoints after the second and the third."""
+    """three_steps(script, flags...): the folder of three steps in one go, with checkpoints after the second and the
+    third. Its draws are beside it, in the file `draws`, for runs that have to make the same ones."""
+    from helpers import same_draws
+
     made = {}
 
-    def run(script):
-        if script.name not in made:
-            made[script.name] = out = tmp_path_factory.mktemp(script.name) / "run"
-            assert train(out, base=few(script), module=script.module) == 0
+    def run(script, *flags):
+        if (script.name, *flags) not in made:
+            made[script.name, *flags] = out = tmp_path_factory.mktemp(script.name) / "run"
+            with same_draws(out.with_name("draws")):
+                assert train(out, *flags, base=few(script), module=script.module) == 0
             rows = [json.loads(line) for line in open(out / "metrics.jsonl")]
             assert any(row["grad_norm"] for row in rows), "nothing was learned in three steps"
-        return made[script.name]
+        return made[script.name, *flags]
 
     return run

@@ -213,7 +213,7 @@ def test_the_first_update_spares_the_pass_for_its_own_responses(train, tmp_path,
     for one, other in zip(late, metrics(tmp_path / "early"), strict=True):
         assert one.keys() == other.keys() and one["mismatch"] < 1e-5 and math.isfinite(one["entropy"])
         for name in one:
-            assert one[name] == other[name] or one[name] == pytest.approx(other[name], rel=5e-6, abs=5e-6), name
+            assert one[name] == other[name] or one[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), name
 
 
 def test_batches_out_of_order_are_an_error(train, tmp_path, inexact):

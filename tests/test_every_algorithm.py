@@ -4,10 +4,8 @@ after a resume, in micro-batches and on two processes, and bad input is one line
 import shutil
 
 import pytest
-import torch
-from helpers import TORCHRUN, assert_near, assert_same_run, metrics, output_of, refused, weights
-
-from conftest import ALGORITHMS, ROOT
+from conftest import ALGORITHMS, ROOT, TESTS, algorithm
+from helpers import TORCHRUN, assert_near, assert_same_run, metrics, output_of, refused, same_draws, weights
 
 
 @pytest.mark.fork
@@ -27,36 +25,44 @@ def test_a_resumed_run_is_the_same_bit_for_bit(train, few, three_steps, tmp_path
 @pytest.mark.fork
 def test_micro_batches_change_nothing(train, few, three_steps, tmp_path, script):
     """100 tokens: a response or two at a time, in place of all."""
-    assert train(tmp_path / "run", "--tokens_per_micro", 100, base=few(script), module=script.module) == 0
+    with same_draws(three_steps(script).with_name("draws")):
+        assert train(tmp_path / "run", "--tokens_per_micro", 100, base=few(script), module=script.module) == 0
     assert_near(tmp_path / "run", three_steps(script))
 
 
 IN_TURN = """
 import runpy, sys
-for path, flags in {jobs!r}:
+from helpers import same_draws
+for path, flags, draws in {jobs!r}:
     sys.argv = [path, *flags]
-    runpy.run_path(path, run_name="__main__")
+    with same_draws(draws):
+        runpy.run_path(path, run_name="__main__")
 """
+CHANCE = ("--reward", "random:0.5")
 
 
 @pytest.fixture(scope="session")
-def two_processes(request, few, tmp_path_factory):
-    """two_processes(script): the folder of the same three steps under torchrun, which is started once for all six."""
-    folder, fork = tmp_path_factory.mktemp("two"), request.config.option.fork
-    done = []
+def two_processes(request, few, three_steps, tmp_path_factory):
+    """two_processes(script, flags...): the folder of the three steps of three_steps(script, flags...), but under
+    torchrun, which is started once for all six and for grpo.py with rewards by chance."""
+    folder, made = tmp_path_factory.mktemp("two"), {}
 
-    def run(script):
-        if not done and fork:
-            flags = ["--out", folder / script.name, *few(script)]
-            done.append(output_of(*TORCHRUN, script.path, *flags, PYTHONPATH=f"{script.path.parent}:{ROOT}"))
-            assert done[0].count("first prompt") == 1  # one of the two speaks
-        elif not done:
-            jobs = [(str(ROOT / f"{name}.py"), ["--out", str(folder / name), *few(script)]) for name in ALGORITHMS]
-            jobs += [(str(ROOT / "grpo.py"), ["--out", str(folder / "random"), *few(script), "--reward", "random:0.5"])]
-            (folder / "in_turn.py").write_text(IN_TURN.format(jobs=jobs))
-            done.append(output_of(*TORCHRUN, folder / "in_turn.py", PYTHONPATH=str(ROOT)))
-            assert done[0].count("first prompt") == len(jobs)
-        return folder / script.name
+    def start(pairs, path):
+        jobs = []
+        for script, flags in pairs:
+            made[script.name, *flags] = out = folder / str(len(made))
+            command = ["--out", str(out), *few(script), *flags]
+            jobs.append((str(script.path), command, str(three_steps(script, *flags).with_name("draws"))))
+        (folder / "in_turn.py").write_text(IN_TURN.format(jobs=jobs))
+        text = output_of(*TORCHRUN, folder / "in_turn.py", PYTHONPATH=f"{path}:{ROOT}:{TESTS}")
+        assert text.count("first prompt") == len(jobs)  # one of the two speaks
+
+    def run(script, *flags):
+        if not made and request.config.option.fork:
+            start([(script, ())], script.path.parent)
+        elif not made:
+            start([*((algorithm(name), ()) for name in ALGORITHMS), (algorithm("grpo"), CHANCE)], ROOT)
+        return made[script.name, *flags]
 
     return run
 
@@ -64,9 +70,12 @@ def two_processes(request, few, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.fork
 def test_two_processes_do_what_one_does(two_processes, three_steps, script):
+    """Single weights may differ: where a gradient is all but 0, Adam's first steps are as long as anywhere, and
+    rounding gives their direction. So the mean over all weights has to be small: 1/1000 of the learning rate."""
     assert_near(two_processes(script), three_steps(script))
     one, two = weights(three_steps(script) / "final"), weights(two_processes(script) / "final")
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    gaps = {name: (one[name].float() - two[name].float()).abs() for name in one}
+    assert sum(x.sum() for x in gaps.values()) / sum(x.numel() for x in gaps.values()) < 1e-7
 
 
 @pytest.mark.fork
@@ -103,16 +112,16 @@ def test_one_process_continues_what_two_processes_saved(train, few, two_processe
     shutil.copytree(two_processes(script), out)
     for folder in ("final", "step_000003"):
         shutil.rmtree(out / folder)
-    assert train(out, "--resume", base=few(script), module=script.module) == 0
+    with same_draws(three_steps(script).with_name("draws")):
+        assert train(out, "--resume", base=few(script), module=script.module) == 0
     assert_near(out, three_steps(script))
 
 
 @pytest.mark.slow
 @grpo_alone
-def test_chance_does_not_depend_on_two_processes(train, few, two_processes, tmp_path, script):
-    assert train(tmp_path / "run", "--reward", "random:0.5", base=few(script), module=script.module) == 0
-    assert_near(two_processes(script).with_name("random"), tmp_path / "run")
-    assert any(row["reward"] != row["accuracy"] for row in metrics(tmp_path / "run"))
+def test_chance_does_not_depend_on_two_processes(two_processes, three_steps, script):
+    assert_near(two_processes(script, *CHANCE), three_steps(script, *CHANCE))
+    assert any(row["reward"] != row["accuracy"] for row in metrics(three_steps(script, *CHANCE)))
 
 
 SWITCHES = ["--std false --loss_norm sequence", "--std false --loss_norm constant", "--reward random:0.5",
@@ -125,6 +134,7 @@ SWITCHES = ["--std false --loss_norm sequence", "--std false --loss_norm constan
 def test_micro_batches_change_nothing_with_these_switches(train, few, three_steps, tmp_path, script, flags):
     for tokens in (150, 4096):
         size = ["--tokens_per_micro", tokens, *flags.split()]
-        assert train(tmp_path / str(tokens), *size, base=few(script), module=script.module) == 0
+        with same_draws(tmp_path / "draws"):
+            assert train(tmp_path / str(tokens), *size, base=few(script), module=script.module) == 0
     assert_near(tmp_path / "150", tmp_path / "4096")
     assert metrics(tmp_path / "150") != metrics(three_steps(script)), "the switches do something"

@@ -94,7 +94,7 @@ def test_what_token_loss_is_given(open_run):
             assert torch.equal(getattr(tokens, name), getattr(rollouts.tokens, name)[at]), name
         assert tokens.adv.tolist() == (tokens.mine + 1).tolist()
         assert tokens.on_policy.all()
-        assert torch.allclose(new, tokens.old, atol=1e-5)  # nothing is updated yet, so this is the policy that sampled
+        assert torch.allclose(new, tokens.old, atol=1e-4)  # nothing is updated yet, so this is the policy that sampled
     assert sorted(torch.cat([tokens.mine[tokens.position == 0] for _, tokens in seen]).tolist()) == number.tolist()
     assert torch.allclose(rollouts.tokens.weight, torch.tensor(1 / int(lengths.sum())))
 
@@ -103,9 +103,9 @@ def test_old_logprobs_ref_and_entropy_are_there_before_the_algorithm(open_run):
     run = open_run("--reference", "true")
     rollouts = sampled(run)
     logprobs, entropy = run.policy.logprobs(rollouts.batch)
-    assert torch.allclose(rollouts.tokens.old, logprobs, atol=1e-5)
-    assert torch.allclose(rollouts.tokens.entropy, entropy, atol=1e-5)
-    assert torch.allclose(rollouts.tokens.ref, logprobs, atol=1e-5)  # in the first step the policy is the reference
+    assert torch.allclose(rollouts.tokens.old, logprobs, atol=1e-4)
+    assert torch.allclose(rollouts.tokens.entropy, entropy, atol=1e-4)
+    assert torch.allclose(rollouts.tokens.ref, logprobs, atol=1e-4)  # in the first step the policy is the reference
 
 
 def test_an_inexact_sampler_gets_the_trainers_values(open_run, monkeypatch):
@@ -179,7 +179,7 @@ def test_old_logprobs_of_rollouts_at_another_temperature_are_the_policys_at_its_
     run.reward(both)
     run.old_logprobs(both)
     off_tokens, exact = both.per_token(~both.on_policy), run.policy.logprobs(both.batch)[0]
-    assert off_tokens.sum() == off.lengths.sum() and torch.allclose(both.tokens.old, exact, atol=1e-5)
+    assert off_tokens.sum() == off.lengths.sum() and torch.allclose(both.tokens.old, exact, atol=1e-4)
     assert (off.tokens.sampler - both.tokens.old[off_tokens]).abs().mean() > 0.02
     run.update(one_batch(run, both), grpo.token_loss)
     assert 0 < len(run.old.gap()) <= on.lengths.sum() and run.old.gap().max() < 1e-4

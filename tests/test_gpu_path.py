@@ -55,7 +55,7 @@ def apart(folder, call: str, *launcher):
     script = folder / "script.py"
     paths = [str(ROOT), str(ROOT / "tests")]
     script.write_text(f"import sys\nsys.path[:0] = {paths}\nimport test_gpu_path\ntest_gpu_path.{call}\n")
-    done = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -182,7 +182,7 @@ def test_copies_of_the_state_exchange_one_sum_of_gradients(tmp_path):
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
     apart(tmp_path, f"copies({str(tmp_path)!r})", *launcher)
     found, expected = torch.load(tmp_path / "found.pt"), gradient()
-    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (found - expected).norm() < 2e-6 * expected.norm()
 
 
 # ------------------------------------------------------------------------------------------------ bench.py --plan

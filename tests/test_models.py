@@ -60,8 +60,8 @@ def test_trainer_and_sampler_compute_what_transformers_does(kind, tmp_path):
             truth.append(logits.log_softmax(-1).gather(1, ids[len(prompt) :, None])[:, 0])
     truth = torch.cat(truth)
     assert truth.std() > 0.3, "the model has preferences, or any scale of the logits would do"
-    torch.testing.assert_close(policy.logprobs(batch)[0], truth, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.from_numpy(np.concatenate([x[1] for x in sampled])), truth, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy.logprobs(batch)[0], truth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(np.concatenate([x[1] for x in sampled])), truth, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

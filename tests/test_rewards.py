@@ -1,13 +1,13 @@
 """The rewards of the papers on hand-made responses; votes; and that chance and labels repeat in every world."""
 
 import json
+import re
 import shutil
-import time
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_run, metrics, read
+from helpers import assert_same_run, cpu_seconds, metrics, read
 
 import common
 import raft_pp
@@ -99,11 +99,12 @@ def test_repetition(text, found):
     assert rewards.repeats(text) == found
 
 
-def test_repetition_is_found_fast_in_a_long_text():
+def test_repetition_is_found_faster_than_by_the_regular_expression_that_says_the_same():
+    """About 13 times as fast, in a long text without any."""
     text = np.random.default_rng(0).integers(97, 123, 20_000).astype(np.uint8).tobytes().decode()
-    start = time.perf_counter()
-    assert not rewards.repeats(text)
-    assert time.perf_counter() - start < 0.5
+    piece = re.compile(r"(.{10,256})\1{9}", re.DOTALL)
+    assert not rewards.repeats(text) and not piece.search(text)
+    assert cpu_seconds(lambda: rewards.repeats(text)) < cpu_seconds(lambda: piece.search(text)) / 3
 
 
 # ------------------------------------------------------------------------------------------------ votes

@@ -79,7 +79,7 @@ def browse(page, actions: str, link="", frame=None):
         address = f"file://{around}"
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900", "--virtual-time-budget=5000"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", profile, address], capture_output=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", profile, address], capture_output=True, timeout=600)
     dom = done.stdout.decode("utf-8", errors="replace")
     assert '<pre id="read">' in dom, done.stderr.decode()[-2000:]
     return json.loads(html.unescape(dom.rsplit('<pre id="read">', 1)[1].split("</pre>")[0]))

@@ -1,7 +1,9 @@
 r"""Grading: what is extracted from a response, what counts as equal, and that no text can make it raise or dawdle."""
 
 import json
-import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 import core.verify as grading
 from core.verify import extract, gold_answer, last_boxed, normalise, number, verify, verify_all
 
-DATA = Path(__file__).parents[2] / "shared/data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared/data"
 
 RIGHT = [
     (r"so it is \boxed{42}", "42"),
@@ -287,6 +290,13 @@ def table(text: str) -> list[list[str]]:
     return [line.split(" ; ") for line in text.strip().splitlines()]
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """What is right here is right on a slow and busy machine too. The deadline has tests in test_verify_hostile.py."""
+    monkeypatch.setattr(grading, "DEADLINE", 60)
+    monkeypatch.setattr(grading, "START_DEADLINE", 600)
+
+
 @pytest.mark.parametrize("response, gold", RIGHT)
 def test_right(response, gold):
     assert verify(response, gold) is True
@@ -347,12 +357,32 @@ def test_a_gold_answer_of_zero_is_an_answer(zero):
     ("minute", ["45", "45 minutes", r"45\text{ min}"], ["45 seconds", r"45\text{ hours}", "46"]),
     ("$cm^2$", ["45", r"45\text{ cm}^2"], [r"45\text{ cm}", r"45\text{ m}^2"]),
     ("^{\\circ}", ["45", r"45^\circ"], ["46"]),
+    ("km/h", ["45", r"45\text{ km/h}"], [r"45\text{ m}", r"45\text{ s}"]),
     (None, ["45", "45 seconds"], ["46 seconds"]),
 ])  # fmt: skip
 def test_a_unit_that_the_benchmark_states(unit, right, wrong):
     gold = gold_answer(["45"], unit)
     assert all(verify(rf"\boxed{{{answer}}}", gold) for answer in right)
     assert not any(verify(rf"\boxed{{{answer}}}", gold) for answer in wrong)
+
+
+UNITS = ["km", "km/h", "min", "minute", "minutes", "$cm^2$", "m/s^2", "hours"]  # OlympiadBench has the first six
+OTHERS = [3, 0, 4.5, True, None, "", " ", "$", "3", "2^3", "%", "^{\\circ}", "Chapter 2", "Algebra", "unit", "A",
+          "1a", "/", "a" * 999, "km, h", ["cm"], [], {"unit": "cm"}, {}, ("m",), b"cm", float("nan")]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_of_measure_is_part_of_the_gold_answer(unit):
+    assert gold_answer("45", unit) == rf"45 \text{{ {unit.strip('$')}}}"
+    assert gold_answer("x=45", unit) == "x=45"
+
+
+@pytest.mark.parametrize("unit", OTHERS, ids=ascii)
+def test_a_column_called_unit_that_is_none_changes_nothing(unit):
+    """In somebody's own data it may be a chapter, a count, a list."""
+    for answer in ("45", r"\boxed{45}", "work\n#### 45", ["45"], 45):
+        assert gold_answer(answer, unit) == "45"
+    assert verify(r"\boxed{45\text{ apples}}", gold_answer("45", unit))
 
 
 def test_votes_for_equal_answers_share_a_form():
@@ -392,13 +422,33 @@ LONG = ["\\boxed{" * 3000, "answer is" + "\n" * 20_000, "answer is " * 5000, "an
         "\\boxed{" + "{}" * 20_000, "1." * 20_000, "-" * 50_000]  # fmt: skip
 
 
+def cpu(work) -> float:
+    """Seconds of CPU that work() needs in this process, the best of three, nothing remembered from before."""
+    seconds = []
+    for _ in range(3):
+        grading.quick.cache_clear()
+        grading.normalise.cache_clear()
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return min(seconds)
+
+
+def yardstick() -> float:
+    """The CPU time of this machine for something linear: the words of 100,000 characters. 3 ms here."""
+    return cpu(lambda: re.findall(r"\w+", "Let us see, step by step. " * 4000))
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    """Nothing gets as far as a worker."""
+    monkeypatch.setattr(grading, "in_workers", lambda items: pytest.fail(f"a worker for {items}") if items else [])
+
+
 @pytest.mark.parametrize("text", LONG, ids=lambda text: f"{text[:10]!r}, {len(text)}")
 def test_long_hostile_text_is_answered_at_once(text):
-    """A policy finds out what is slow to grade, if anything is; 1 s is many times what these need on a busy machine."""
-    began = time.perf_counter()
-    for strict in (True, False):
-        verify(text, "17", strict)
-    assert time.perf_counter() - began < 1
+    """A policy finds out what is slow to grade, if anything is. One quadratic pattern takes hundreds of yardsticks."""
+    assert cpu(lambda: [verify(text, "17", strict) for strict in (True, False)]) < 50 * yardstick()
 
 
 def test_verify_all_keeps_the_order():
@@ -440,22 +490,14 @@ def test_real_generations_agree_with_the_peer():
     assert sum(mine == score for mine, score in zip(right, peer)) >= 0.97 * len(peer)
 
 
-def test_the_easy_ones_take_microseconds():
-    """What most training answers are, an integer or a fraction, right or wrong, within a long response."""
+def test_the_easy_ones_take_microseconds(no_worker):
+    """What most training answers are: an integer, a fraction, a number with a unit, right or wrong, in 2,000
+    characters. 1,500 of them take 15 yardsticks, about 30 microseconds each."""
     text = "Let us see, step by step. " * 80
     pairs = [(rf"{text}\boxed{{{k}}}", str(k + k % 2)) for k in range(1000)]
     pairs += [(rf"{text}\boxed{{\dfrac{{{k}}}{{7}}}}", rf"\frac{{{k}}}{{7}}") for k in range(250)]
-    verify_all(pairs[:1])
-    best = min(timed(pairs) for _ in range(3))
-    assert best / len(pairs) < 200e-6 * (1 + os.getloadavg()[0])  # 20 to 40 on an idle machine
-
-
-def timed(pairs) -> float:
-    grading.quick.cache_clear()
-    grading.normalise.cache_clear()
-    began = time.perf_counter()
-    verify_all(pairs)
-    return time.perf_counter() - began
+    pairs += [(rf"{text}\boxed{{{k}\text{{ cm}}}}", rf"{k}\text{{ m}}") for k in range(250)]
+    assert cpu(lambda: verify_all(pairs)) < 60 * yardstick()
 
 
 # ------------------------------------------------------------------------------- spaces, sizes, what cannot be seen
@@ -535,6 +577,421 @@ DIGITS = ["\\boxed{" + "1" * 50_000, "\\boxed{" + "1 " * 25_000 + "}", "\\boxed{
 
 @pytest.mark.parametrize("text", DIGITS, ids=lambda text: f"{text[:10]!r}, {len(text)}")
 def test_long_digits_are_answered_at_once(text):
-    began = time.perf_counter()
-    assert not any(verify(text, gold, strict) for gold in ("17", "1" * 600) for strict in (True, False))
-    assert time.perf_counter() - began < 1
+    golds = "17", "1" * 600
+    assert not any(verify(text, gold, strict) for gold in golds for strict in (True, False))
+    assert cpu(lambda: [verify(text, gold, strict) for gold in golds for strict in (True, False)]) < 100 * yardstick()
+
+
+# ---------------------------------------------------------------------------------- what models write around an answer
+# In these tables | is the end of a line.
+LABELS = r"""
+**Final Answer**: 42
+**Final Answer:** 42
+**Final answer**: **42**
+**Final Result**: $42$
+**Answer**: 42.
+**Answer**: \(42\)
+*Answer*: 42
+__Final Answer__: 42
+✅ **Final Answer**: 42
+### **Final Answer**: **42** ✅
+The answer is **42** apples.
+The answer is: **42**.
+The answer is：42
+答案是42。
+所以答案是 $42$。
+最终答案：42
+**答案**：42
+"""
+HEADINGS = r"""
+### Final Answer|42
+### Final Answer||42
+### Final Answer|$42$
+### Final Answer||**42**
+### Final Answer|**42.**
+### Final Answer|`42`
+### Final Answer|> 42
+### Final Answer||---||42
+### Final Answer||$$42$$
+### Final Answer||$$|42|$$
+### Final Answer||\[|42|\]
+### Final Answer|\(42\)
+### Final Answer|x = 42
+### Final Answer|$x = 42$
+### Final Answer|42 apples
+### Final Answer|42 square units.
+### Final Answer|**42 apples**
+### Final Answer|There are **42** apples.
+### Final Answer|The total is $42$.
+### Final Answer|42||### Check|6 times 7 is 42, as it should be.
+### Final Answer||42 ✅
+### Final Answer ✅|42
+### FINAL ANSWER|42
+### The Final Answer|42
+### Step 5: Final Answer|42
+### 5. Final Answer|42
+### **Final Answer**|42
+### Final Answer:||42
+## Answer|42
+# Answer||42
+## Result|42
+Answer|42
+**Answer:**|42
+**Answer**||42
+**Final Answer**|42
+**Final Answer**||$$42$$
+**Final Answer**||\[|42|\]
+**Step 4: Final Answer**||$42$
+### Answer|43||### Final Answer|42
+**答案**|42
+The answer is 42.||### Final Answer|As computed above.
+"""
+NO_ANSWER = r"""
+### Final Answer
+### Final Answer|
+### Final Answer||
+### Final Answer|41
+### Final Answer|-42
+### Final Answer|4.2
+### Final Answer|42.5
+### Final Answer|42/43
+### Final Answer|not 42
+### Final Answer|The answer is not 42.
+### Final Answer|41 or 42
+### Final Answer|42 or 43
+### Final Answer|41, 42
+### Final Answer|42|43
+### Final Answer||42||43
+### Final Answer|- 42|- 43
+### Final Answer|* 42|* 43
+### Final Answer|$42$ or $43$
+### Final Answer|$x = 42$, $y = 43$
+### Final Answer|x = 42, y = 43
+### Final Answer|42 apples, 43 pears
+### Final Answer|42 apples and 3 pears
+### Final Answer|We used 42 steps to find the total.
+### Final Answer|The 42 students were divided into groups of unknown size.
+### Final Answer|After 42 attempts I give up.
+**Final Answer**|$42$ or $43$
+**Final Answer**: not 42
+**Final Answer**: 42 or 43
+### Final Answer|42||Wait, that is wrong. The answer is 43.
+### Final Answer|42||### Final Answer|43
+The answer is 42.||### Final Answer|43
+This is my final answer|42
+Let us check the answer|42
+The answers are $42$ and $43$.
+The answer is $42$ or $43$.
+答案不是42
+答案是42还是43
+"""
+
+
+def lines(text: str) -> list[str]:
+    return [line.replace("|", "\n") for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("response", lines(LABELS) + lines(HEADINGS))
+def test_an_answer_behind_a_label_or_below_a_heading(response):
+    assert verify(f"We add.\n\n{response}", "42") and verify(response + "\n", "42")
+    assert not verify(response, "4.2") and not verify(response, "4")
+
+
+@pytest.mark.parametrize("response", lines(NO_ANSWER))
+def test_below_a_heading_one_answer_has_a_line_for_itself(response):
+    """Prose, several numbers and other answers are not 42."""
+    assert not verify(f"We add.\n\n{response}", "42")
+
+
+def test_below_a_heading_there_may_be_any_answer():
+    assert verify("### Final Answer\n\n(B) 42", "B") and verify("**Answer**\nB", "B")
+    assert verify("### Final Answer\nyes", "Yes") and verify("## Answer\nx + y", "y+x")
+    assert verify("**Final Answer**\n\n$\\frac{1}{2}$", "0.5") and verify("### Final Answer\n1,234", "1234")
+    assert verify("### Final Answer\n$2$ and $3$", "2, 3") and verify("The answers are $2$ and $3$.", "2, 3")
+    assert verify("### Final Answer\n-42", "-42")
+
+
+STYLES = r"""
+\underline{42}
+\underline{\underline{42}}
+\uline{42}
+\underline{\text{42}}
+\text{\underline{42}}
+\underline{\quad 42 \quad}
+\color{red}{42}
+\color{red} 42
+\color{red}42
+{\color{red} 42}
+{\color{red}{42}}
+\color[rgb]{1,0,0}{42}
+\textcolor{red}{42}
+\textcolor{#ff0000}{42}
+\textcolor[rgb]{1,0,0}{42}
+\textcolor[HTML]{FF0000}{42}
+\textcolor{blue!50}{\mathbf{42}}
+\mathcolor{red}{42}
+\colorbox{yellow}{42}
+\colorbox{yellow}{$42$}
+\colorbox{yellow}{$\displaystyle 42$}
+\fcolorbox{red}{yellow}{42}
+\boldsymbol{42}
+\bm{42}
+\bm {42}
+\bold{42}
+\pmb{42}
+\mathbf{42}
+\mathbf 42
+\bf 42
+{\bf 42}
+\emph{42}
+\large 42
+{\Large 42}
+\textcolor{red}{\boldsymbol{\underline{42}}}
+\color{red}{4}\color{blue}{2}
+\phantom{0}42
+"""
+NO_STYLES = r"""
+\underline{41}
+\underline{4.2}
+\underline{}
+\underline{\qquad}
+\underline{42}43
+\underline{42} \text{ or } 43
+\color{42}
+\color{42}{41}
+\color{red}{41}
+\color{red}{4.2}
+\color{red}{42}{43}
+\color{red}{42},\color{blue}{43}
+{\color{42} 41}
+\textcolor{42}
+\textcolor{42}{}
+\textcolor{red}{41}
+\textcolor[42]{42}{41}
+\colorbox{42}{41}
+\fcolorbox{red}{42}
+\fcolorbox{42}{42}{41}
+\boldsymbol{41}
+\bm{-42}
+\cancel{42}
+\sout{42}
+\phantom{42}
+\overline{42}
+\underline{\overline{42}}
+4\textsuperscript{2}
+"""
+
+
+@pytest.mark.parametrize("answer", lines(STYLES))
+def test_how_an_answer_looks_makes_no_difference(answer):
+    assert verify(rf"\boxed{{{answer}}}", "42") and not verify(rf"\boxed{{{answer}}}", "4.2")
+    assert normalise(answer) == "42"  # one vote
+
+
+@pytest.mark.parametrize("answer", lines(NO_STYLES))
+def test_a_style_is_no_answer(answer):
+    assert not verify(rf"\boxed{{{answer}}}", "42")
+
+
+def test_styles_of_parts():
+    assert verify(r"\boxed{\color{red}{4}2}", "42") and not verify(r"\boxed{\color{red}{4}2}", "8")  # no product
+    assert verify(r"\boxed{\frac{\color{red}{1}}{\color{blue}{2}}}", "0.5") and verify(r"\boxed{2\bm{\pi}r}", r"2\pi r")
+    assert verify(r"\boxed{\textcolor{red}{\textbf{(B)}}}", "B") and verify(r"\boxed{x^{\boldsymbol{10}}}", "x^{10}")
+    assert verify(r"\boxed{\color{red}{\{1,2\}}}", r"\{2,1\}") and verify(r"\boxed{\bm{\frac{1}{2}}}", "1/2")
+    assert verify(r"\boxed{0.\overline{42}}", "42/99") and not verify(r"\boxed{\overline{AB}}", "AB")  # as before
+
+
+CHINESE = r"""
+\boxed{42。} ; 42
+\boxed{42}。 ; 42
+\boxed{$42$。} ; 42
+\boxed{42．} ; 42
+\boxed{42，} ; 42
+\boxed{4．2} ; 4.2
+\boxed{1，234} ; 1234
+\boxed{1，2} ; 1,2
+\boxed{1、2} ; 1,2
+\boxed{（1，2）} ; (1,2)
+\boxed{42％} ; 42\%
+\boxed{x＝－42} ; -42
+\boxed{3：4} ; 3:4
+\boxed{5\text{ cm}。} ; 5\text{ cm}
+The answer is 42。 ; 42
+The answer is 42．  ; 42
+The answer is $42$。 ; 42
+The answer is 42。So we are done, after 43 steps。 ; 42
+"""
+NOT_CHINESE = r"""
+\boxed{4。2} ; 42
+\boxed{4。2} ; 4.2
+\boxed{42。43} ; 42
+\boxed{4，2} ; 42
+\boxed{4．2} ; 42
+\boxed{1、234} ; 1234
+\boxed{（1，2）} ; (2,1)
+The answer is 4。2 ; 42
+The answer is 41。 ; 42
+"""
+
+
+@pytest.mark.parametrize("response, gold", table(CHINESE))
+def test_chinese_punctuation(response, gold):
+    assert verify(response, gold)
+
+
+@pytest.mark.parametrize("response, gold", table(NOT_CHINESE))
+def test_chinese_punctuation_within_a_number(response, gold):
+    assert not verify(response, gold)
+
+
+MONEY = r"""
+€42 ; 42
+£42 ; 42
+¥42 ; 42
+￥42 ; 42
+₹42 ; 42
+₩42 ; 42
+US$42 ; 42
+US\$42 ; 42
+\text{US\$}42 ; 42
+\text{US}\$42 ; 42
+USD 42 ; 42
+\text{USD }42 ; 42
+EUR 42 ; 42
+Rs. 42 ; 42
+Rs 42 ; 42
+\text{Rs. }42 ; 42
+\mathrm{Rs}\,42 ; 42
+\pounds 42 ; 42
+\pounds42 ; 42
+\text{\textsterling}42 ; 42
+\euro 42 ; 42
+\text{\euro}42 ; 42
+\yen 42 ; 42
+\textdollar 42 ; 42
+\text{€}42 ; 42
+\text{€ }42 ; 42
+\text{€42} ; 42
+\textbf{€42} ; 42
+$€42$ ; 42
+€ 42 ; 42
+€\,42 ; 42
+-€42 ; -42
+€-42 ; -42
+x = €42 ; 42
+€42.50 ; 42.5
+€1,234.56 ; 1234.56
+€1\,234 ; 1234
+€5 million ; 5000000
+€5\text{ million} ; 5000000
+€12.50 per hour ; 12.5
+€42\text{ per hour} ; 42
+42€ ; 42
+42 € ; 42
+42\,\text{€} ; 42
+42\text{ €} ; 42
+42\text{ EUR} ; 42
+42¢ ; 42
+42元 ; 42
+42 円 ; 42
+42 ; €42
+$42$ ; €42
+€42 ; 42 euros
+42 EUR ; €42
+42 EUR ; 42 euros
+42 USD ; 42 dollars
+£42 ; 42 pounds
+¥42 ; 42 yuan
+¥42 ; 42 yen
+RMB 42 ; 42 yuan
+US\$42 ; \$42
+₹42 ; Rs. 42
+42¢ ; 42 cents
+Rs ; sR
+\frac{Rs}{2} ; \frac{sR}{2}
+"""
+OTHER_MONEY = r"""
+€43 ; 42
+€4.2 ; 42
+€ ; 42
+-€42 ; 42
+€42 ; \$42
+\$42 ; €42
+€42 ; £42
+€42 ; \pounds 42
+€42 ; ¥42
+€42 ; 42 dollars
+\$42 ; 42 euros
+US\$42 ; €42
+\textdollar 42 ; €42
+USD 42 ; €42
+42¢ ; \$42
+42\% ; €42
+€42 ; 42\%
+€0.42 ; 42\%
+€42 ; 42\text{ cm}
+€42 ; 42 apples
+€42, €43 ; 42
+€42 or €43 ; 42
+42€, 43€ ; 42
+42\text{ cm}, 43\text{ cm} ; 42
+"""
+
+
+@pytest.mark.parametrize("answer, gold", table(MONEY))
+def test_the_sign_of_a_currency(answer, gold):
+    assert verify(rf"\boxed{{{answer}}}", gold)
+
+
+@pytest.mark.parametrize("answer, gold", table(OTHER_MONEY))
+def test_another_currency_is_another_answer(answer, gold):
+    assert not verify(rf"\boxed{{{answer}}}", gold)
+
+
+def test_money_in_a_sentence():
+    for money in ("€42", "US$42", "£42", "42 €", "42€", "€42 per day"):
+        assert verify(f"The answer is {money}.", "42")
+    assert verify("**Answer**: €42", "42") and verify("### Final Answer\n**€42**", "42")
+    assert verify("The answer is $42. That is $6 per day.", "42")  # what stands between two dollars is no formula here
+    assert not verify("The answer is $42 a day for 7 days, $6 each.", "6")
+
+
+PATTERNS = [  # they are repeated
+    "\n", "\n#", "\n**", "\nanswer", "\nanswer\n", "\nanswer\n$", "\nanswer\n$1", "\nanswer\n-", "\nanswer\n1\n",
+    "\nanswer\n" + " " * 20, "\nanswer\n" + "-" * 41, "\n############1.", "\nfinal ", "answer*", "answer:=", "答案 ",
+    "\n答案\n", "** a", "**a", "$1 and ", "$1$ and ", "$   ", "answer is $1 a", "answer is $1 aa ", "is are ", "。",
+    "。}", "€", "€1", "US$", "US}", "USD", "Rs ", r"\color", r"\color{", r"\color[", r"\color{red}", r"\color{red}{",
+    r"{\color{a}", r"{\large", r"\underline{", r"\bm{", r"\fcolorbox{a}{b}{", r"\phantom{", "{",
+]
+SPANS = [
+    "answer is $1 " + "a" * 10**5, "answer is $1" + " " * 10**5, "$" + " " * 10**5 + "and $1",
+    "answer is **" + "a" * 10**5, "\n### answer\n" + "a " * 50_000, "\n### answer\n" + " " * 10**5,
+    "\n### answer\n" + "-" * 10**5, "\n### answer\n$" + "1" * 10**5, r"\boxed{\bm{" + "{}" * 50_000 + "}}",
+]
+HOSTILE = [part * (10**5 // len(part)) for part in PATTERNS] + SPANS
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: f"{text[:14]!r}, {len(text)}")
+def test_no_pattern_is_slow_on_hostile_text(text, no_worker):
+    """100,000 characters, as a response, in a box, behind "answer is", and what a box may hold at most."""
+    responses = text, rf"\boxed{{{text}}}", rf"\boxed{{{text[:490]}}}", "answer is " + text[:19_900]
+    extracting = cpu(lambda: [extract(response, strict) for response in responses for strict in (True, False)])
+    normalising = cpu(lambda: normalise(text[:500]))
+    assert extracting < 75 * yardstick() and normalising < 5 * yardstick()
+
+
+# ------------------------------------------------------------------------------------------------ platforms
+WINDOWS = """
+import runpy, sys
+import torch, transformers, numpy, tqdm, safetensors
+sys.platform = "win32"
+sys.path.insert(0, ".")
+sys.argv = ["grpo.py", "--steps", "1"]
+"""
+
+
+@pytest.mark.parametrize("then", ["import core", "import core.verify", "runpy.run_path('grpo.py')"])
+def test_native_windows_is_one_line(then):
+    ran = subprocess.run([sys.executable, "-c", WINDOWS + then], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2 and not ran.stdout and ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("error: nanoRLVR runs on Linux and macOS; on Windows use WSL")
