@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,13 @@ if torch.version.cuda is None:  # on a CPU build a torchvision made for CUDA wou
 import numpy as np
 import torch.distributed as dist
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm import tqdm  # noqa: F401
 from transformers import logging
 
-from core import checkpoint, record
-from core.config import (MODELS, about, arg, bad_input, check_bounds, default_out, fail, find_check,  # noqa: F401
-                         find_model, longest_sequence, parse)  # fmt: skip
-from core.data import TEMPLATES, draw, fingerprint, load_data  # noqa: F401
+from core import checkpoint, hub, record
+from core.config import (MODELS, about, arg, bad_input, check_bounds, choose_template, default_out, fail,  # noqa: F401
+                         find_check, find_model, longest_sequence, parse, suited)  # fmt: skip
+from core.data import TEMPLATES, Problems, draw, fingerprint, load_data, take  # noqa: F401
 from core.policy import Policy
 from core.processes import all_reduce, rank, say, start_processes, world
 from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
@@ -38,7 +37,7 @@ from core.sampler import TorchSampler, choose_sampler, new_sampler
 from core.verify import verify, verify_all  # noqa: F401
 
 logging.set_verbosity_error()
-logging.disable_progress_bar()
+hub.show_downloads()
 
 
 # ================================================================================================ configuration
@@ -46,8 +45,9 @@ logging.disable_progress_bar()
 class Config:
     # model and problems
     model: str = arg("tiny", "alias (docs/reference.md lists them), hub id or local folder")
-    data: str = arg("numina-math", "training problems: alias, hub id, or a local .jsonl, .parquet or .csv file")
-    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    data: str = arg("numina-math", "training problems: alias, hub id, or local .jsonl, .parquet or .csv")
+    template: str = arg("chat", "prompt template: name in common.TEMPLATES, auto (cot or plain) or text with {problem}")
+    system: str = arg("", "system prompt, which comes before the turns of any chat template")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)", least=0)
     check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
     # size of the run
@@ -72,10 +72,10 @@ class Config:
     kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
-    tis_cap: float = arg(2.0, "cap of the truncated importance weight between sampler and trainer (0: off)", least=0)
+    tis_cap: float = arg(2.0, "cap of the truncated importance weight, sampler to trainer (0: off)", least=0)
     # memory and processes
     tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: training's memory knob", least=1)
-    shard_size: int = arg(0, "processes that share one copy of the trained state, at most one node (0: all)", least=0)
+    shard_size: int = arg(0, "processes that share a copy of the trained state, within a node (0: all)", least=0)
     recompute: int = arg(1, "GPUs: blocks computed again in the backward pass: 1 all, 2 every second, 0 none", least=0)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
@@ -173,8 +173,8 @@ def kl_k3(logprob, ref):
 
 # ========================================================================================================== run
 METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-           "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
-           "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
+           "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates dropped time_sample "
+           "time_verify time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
 TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 UNUSABLE = OSError, SafetensorError, ValueError  # weights that are missing or not whole, a model that is not supported
 
@@ -195,9 +195,11 @@ class Run:
     def __init__(self, cfg, check=None):
         self.device = start_processes()  # first, for whatever fails from here on may fail on one rank alone
         cfg.out = cfg.out or default_out(cfg)
-        self.cfg, self.check, self.lr = cfg, check or find_check(cfg.check), cfg.lr
-        self.folder, self.config = Path(cfg.out), vars(cfg) | dict(about=about(cfg))
+        self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
+        self.source, config, self.tokenizer = find_model(cfg.model, "model")
+        described, cfg.template = about(cfg), choose_template(cfg.template, self.tokenizer)
+        self.config = vars(cfg) | dict(about=described)
         if rank() == 0:
             checkpoint.check_folder(self.folder, self.config)
         self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
@@ -205,7 +207,6 @@ class Run:
         self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
         self.synced = False
         self.metrics, self.evaluated, self.decoded = {}, None, {}
-        self.source, config, self.tokenizer = find_model(cfg.model, "model")
         with bad_input():
             reward_names(cfg.reward)
             self.sampler_kind = choose_sampler(cfg)
@@ -215,7 +216,9 @@ class Run:
                  f"context of {cfg.model}, {longest} tokens; lower one of them")  # fmt: skip
         with bad_input():
             graded = self.check is None
-            self.problems = load_data(cfg.data, self.tokenizer, cfg, cfg.limit, graded)
+            self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
+            some = self.problems.first(cfg.limit) if cfg.limit else self.problems.first(1000, rows=1000)
+            self.problems = some if cfg.limit else self.problems
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
             self.tests = tests or []
         self.data_mark = fingerprint(self.problems)
@@ -271,7 +274,7 @@ class Run:
         seed = int(np.random.SeedSequence([self.cfg.seed, self.step]).generate_state(1)[0])  # torch takes 32 bits
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0)
+        self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0, dropped=0)
         self.totals, self.updates, self.tried_updates, self.kept_tokens, self.passes = {}, 0, 0, 0, []
         self.clock = time.perf_counter()
 
@@ -288,8 +291,7 @@ class Run:
         if rank() == 0:
             checkpoint.open_folder(self.folder, self.config, state, self.data_mark)
         self.trackers = checkpoint.trackers(cfg) if rank() == 0 else []
-        say(textwrap.fill("  ".join(f"{name}={value}" for name, value in vars(cfg).items()), 118))
-        say(f"first prompt: {self.tokenizer.decode(self.problems[0]['prompt'])!r}")  # as the model reads it
+        record.introduction(self)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_after_this_step)
         if reward_names(cfg.reward) & {"majority_fixed", "incorrect"}:
@@ -305,8 +307,7 @@ class Run:
         """The numbers of the steps that are left, under a progress bar; fewer if a signal asks to leave."""
         if late := sorted(self.checkpointed.keys() - self.resumed):
             fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.begin(), which resumes it")
-        hidden = rank() > 0 or not sys.stderr.isatty()
-        with tqdm(total=self.cfg.steps, initial=self.step, desc="training", disable=hidden) as self.bar:
+        with record.training_bar(self) as self.bar:
             while self.step < self.cfg.steps and not self.stop:
                 self.step += 1
                 self.new_step()
@@ -327,8 +328,10 @@ class Run:
         another temperature than cfg's they are not from the current policy, and are marked so: rollouts.on_policy."""
         cfg = self.cfg
         if problems is None:
-            problems = draw(self.problems, self.drawn, cfg.prompts_per_step, cfg.seed)
-            self.drawn += cfg.prompts_per_step
+            before = self.drawn
+            with bad_input():  # a broken row
+                problems, self.drawn = take(self.problems, before, cfg.prompts_per_step, cfg.seed)
+            self.metrics["dropped"] = (self.metrics.get("dropped") or 0) + self.drawn - before - len(problems)
         if self.sampler.asleep or not self.synced:
             self.sync()
         temperature = cfg.temperature if temperature is None else temperature
@@ -471,11 +474,7 @@ class Run:
         self._write("metrics.jsonl", m)
         for track in self.trackers:
             track({name: x for name, x in m.items() if x is not None}, self.step)
-        shown = [name for name in ("loss", "reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
-        self.bar.set_postfix({name: f"{m[name]:.3g}" for name in shown})
-        if not (sys.stdout.isatty() and sys.stderr.isatty()):
-            words = "  ".join(f"{name} {m[name]:.4g}" for name in shown)
-            say(f"step {self.step}/{self.cfg.steps}  {words}  {seconds:.1f} s")
+        record.progress(self, seconds)
 
     def save(self):
         """Write a checkpoint, if one is due or a signal has asked to leave."""

@@ -25,12 +25,12 @@ import common
 import numpy as np
 import plot
 import torch
-from common import arg, bad_input, fail, say, tqdm
+from common import arg, bad_input, fail, say
 from core.data import DATA, encode, load_data
 from core.evaluation import (count, crossing, describe, holm, label, maj_at_k, mean_lengths, pass_at_k, permutation_p,
                              read_responses, saved_lines, solvable, spread, transitions, with_interval)  # fmt: skip
 from core.files import lock, try_folder
-from core.processes import all_reduce, rank
+from core.processes import all_reduce, rank, watched
 from core.rollout import Batch, about_problem, examine, problem_of, score
 from core.verify import extract, last_boxed, normalise
 
@@ -57,7 +57,8 @@ class Config:
     out: str = arg("", "output folder (default: out/eval-MODEL, rescore-FILE, compare-A-B or sweep-MODEL-NAME)")
     check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
     # prompts and sampling
-    template: str = arg("chat", "prompt template: a name in common.TEMPLATES, or any text with {problem}")
+    template: str = arg("chat", "prompt template: name in common.TEMPLATES, auto (cot or plain) or text with {problem}")
+    system: str = arg("", "system prompt, which comes before the turns of any chat template")
     prefix: str = arg("", "text that every response is made to begin with")
     temperature: float = arg(1.0, "sampling temperature; 0: greedy", least=0)
     top_p: float = arg(1.0, "sample from the most likely tokens that hold this much probability", above=0, most=1)
@@ -181,7 +182,7 @@ def rescore(cfg):
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
     sources = saved.pop("source").flatten()
     problems = [problem_of(row) if check else dict(answer=gold) for row, gold in zip(sources, saved["gold"].flat)]
-    parts = tqdm(range(0, len(texts), 500), "grading", delay=1, disable=None)
+    parts = watched(range(0, len(texts), 500), "grading")
     scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
     saved["correct"].flat = (torch.cat(scores) > 0.5).tolist()
     saved["extracted"].flat = [extract(text) for text in texts]
@@ -240,18 +241,18 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
     done again as a whole: its batch is the same."""
     size, done, check = max(1, cfg.chunk // cfg.samples), 0, common.find_check(cfg.check)
     chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
+    sizes = [cfg.samples * len(problems[i : i + size]) for _, i in chunks]
     if rank() == 0:
         checked(lock, file)
         lines = checked(saved_lines, file, problems, cfg.samples, check)
-        ends = np.cumsum([0] + [cfg.samples * len(problems[i : i + size]) for _, i in chunks])
+        ends = np.cumsum([0, *sizes])
         done = int(np.searchsorted(ends, len(lines), side="right")) - 1  # chunks that are complete
         whole = lines[: ends[done]] if done < len(chunks) else lines  # the file may hold more seeds than cfg asks for
         with file.open("r+b") as out:
             out.truncate(sum(map(len, whole)))
     done = int(all_reduce(torch.tensor(done)))  # from rank 0; the others have 0
-    for seed, i in tqdm(chunks[done:], file.stem, len(chunks), initial=done, disable=rank() > 0):
-        part = problems[i : i + size]
-        rollouts = examine(sampler, tokenizer, part, cfg.samples, seed, cfg, first=i, check=check)
+    for seed, i in watched(chunks, file.stem, sizes, done):
+        rollouts = examine(sampler, tokenizer, problems[i : i + size], cfg.samples, seed, cfg, first=i, check=check)
         if rank() == 0:
             with open(file, "a") as out:
                 out.write("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(seed, i)))
@@ -260,11 +261,13 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
 def evaluate(cfg, model=None) -> dict:
     """Sample and grade responses to all problems; {benchmark: its summary} on rank 0. model: see open_model()."""
     _, sampler, tokenizer, about = model or open_model(cfg)
+    cfg.template = common.choose_template(cfg.template, tokenizer)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
         fail(f"prompt of {longest}: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
-    settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix)["text"])
+    turns = [dict(role="system", content=cfg.system)] if cfg.system else []
+    settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix, turns)["text"])
     if common.find_check(cfg.check):  # what counts is what is in the file
         settings["check"] += f", checksum {zlib.crc32(Path(cfg.check).read_bytes()):08x}"
     if rank() == 0:
@@ -370,7 +373,7 @@ def compare(cfg):
 def main():
     cfg = common.parse(Config, __doc__)
     run = Path(cfg.model).parent / "config.json"  # of the training run that the model comes from, if there is one
-    suits = json.loads(run.read_text()) if run.is_file() else common.MODELS.get(cfg.model, ("", {}))[1]
+    suits = json.loads(run.read_text()) if run.is_file() else common.suited(common.Config, cfg.model)
     label = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
     mode, parts = evaluate, ["eval", label]
     if cfg.rescore:
@@ -380,7 +383,7 @@ def main():
     elif cfg.sweep:
         mode, parts = sweep, ["sweep", label, cfg.sweep.split("=")[0]]
     # Parsed again, with defaults that suit the model: explicit flags come after them and win.
-    known = [f"--{name}={suits[name]}" for name in ("template", "max_prompt_tokens", "max_new_tokens") if name in suits]
+    known = [f"--{x}={suits[x]}" for x in "template system max_prompt_tokens max_new_tokens".split() if x in suits]
     cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
     cfg.bench = cfg.bench or (suits.get("eval_data") or "math500").removesuffix("-test")
     if os.environ.get("RANK", "0") == "0":  # before anything is loaded

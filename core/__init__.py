@@ -10,7 +10,7 @@ rollout       the batch of prompts and responses, the same on every process
 packing       sequences of unequal length in one row, and attention over it
 policy        the trainable model
 checkpoint    the output folder of a run
-record        what a run leaves for its readers: samples token by token, evaluations, its page
+record        what a run says, and what it leaves: samples token by token, evaluations, its page
 processes     torchrun's processes
 plan          the memory that training needs
 evaluation    statistics of evaluations and experiments, and the files in which responses are saved

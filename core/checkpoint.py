@@ -37,7 +37,7 @@ def config_of(folder: Path) -> dict:
 # what a run writes.
 TRACES = r".+\.tmp|lost\+found"
 WRITTEN = r"(metrics|samples|labels)\.jsonl|eval|final|step_\d{6}|" + TRACES
-MEANING = ("model", "data", "limit", "template", "seed")  # with another one a resumed run would be no run at all
+MEANING = ("model", "data", "limit", "template", "system", "seed")  # another one makes another run
 MAY_DIFFER = ("out", "resume", "show", "about")
 
 

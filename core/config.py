@@ -5,12 +5,17 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import inspect
 import math
 import re
+import shutil
 import sys
-from dataclasses import field, fields
+import textwrap
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, HfArgumentParser
@@ -75,6 +80,10 @@ MODELS = {
     "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", _REAL),
     "qwen2.5-3b": ("Qwen/Qwen2.5-3B", _REAL),
     "qwen2.5-7b": ("Qwen/Qwen2.5-7B", _REAL),
+    "qwen3-0.6b-base": ("Qwen/Qwen3-0.6B-Base", _REAL),
+    "qwen3-1.7b-base": ("Qwen/Qwen3-1.7B-Base", _REAL),
+    "qwen3-4b-base": ("Qwen/Qwen3-4B-Base", _REAL),
+    "qwen3-8b-base": ("Qwen/Qwen3-8B-Base", _REAL),
     "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", _REAL),
     "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", _REAL),
     "olmo-2-7b": ("allenai/OLMo-2-1124-7B", _REAL | _SHORT | dict(template="plain")),
@@ -110,7 +119,13 @@ def find_model(name: str, flag: str) -> tuple:
     if not has_weights:
         fail(f"--{flag} {name}: {source} has no weights in safetensors, which alone are read here; give a model with a "
              "model.safetensors, or convert it by transformers' save_pretrained")
+    hub.announce_download(source)
     return source, config, tokenizer
+
+
+def choose_template(template: str, tokenizer) -> str:
+    """The template's name; "auto" is cot, or plain for a model without a chat template."""
+    return template if template != "auto" else "cot" if tokenizer.chat_template else "plain"
 
 
 # What a tokenizer has to give back. transformers 5 breaks some: "we need to add" becomes "w ene ed to add".
@@ -172,10 +187,6 @@ def arg(default, help: str, least=None, above=None, most=None):
     return field(default=default, metadata={"help": help.replace("%", "%%"), **bounds})  # argparse formats the help
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """--help with every default, and the script's docstring as it stands."""
-
-
 def check_bounds(cfg):
     """fail() if a number of a configuration is outside the bounds of its field, or is not a number."""
     for item in fields(cfg):
@@ -189,9 +200,10 @@ def check_bounds(cfg):
 
 
 def suited(config_class, model: str) -> dict:
-    """Defaults that suit a model, if it is one of the aliases; for the built-in ones with those in the class's
-    `on_tiny`."""
-    defaults = dict(MODELS[model][1]) if model in MODELS else {}
+    """Defaults that suit a model: its alias's; those of a real model for any other one, unless it lies in the folder of
+    a training run; for the built-in ones also those in the class's `on_tiny`."""
+    from_run = (Path(model).parent / "config.json").is_file()
+    defaults = dict(MODELS[model][1]) if model in MODELS else {} if from_run else _REAL | dict(template="auto")
     if model.startswith("tiny"):
         defaults |= getattr(config_class, "on_tiny", {})
     names = {item.name for item in fields(config_class)}  # eval.py has fewer
@@ -212,18 +224,96 @@ def about(cfg) -> dict:
 def parse(config_class, doc: str, argv: list[str] | None = None):
     """The resolved configuration: the defaults of the class, over them those that suit the model, over them explicit
     flags."""
-    parser = HfArgumentParser(config_class, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    parser = HfArgumentParser(config_class, allow_abbrev=False)
+    parser.error = refuse
     argv = sys.argv[1:] if argv is None else argv
     model = parser.parse_known_args([flag for flag in argv if flag not in ("-h", "--help")])[0].model
-    parser.set_defaults(**suited(config_class, model))
+    usual = suited(config_class, model)
+    parser.set_defaults(**usual)
+    parser.format_help = lambda: help_page(config_class, doc, model, usual)
     cfg, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        fail(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else " (--help lists the flags)"))
+        fail(f"unknown argument {unknown[0]}" + nearest(unknown[0].split("=")[0], flags_of(config_class)))
     check_bounds(cfg)
     cfg.out = str(Path(cfg.out)) if cfg.out else default_out(cfg)
     return cfg
+
+
+def flags_of(config_class) -> list[str]:
+    return [f"--{item.name}" for item in fields(config_class)]
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """The end of an error about a word that is none of these words."""
+    near = difflib.get_close_matches(word, words, 1)
+    return f", did you mean {near[0]}?" if near else " (--help lists the flags)"
+
+
+def refuse(message: str):
+    """fail() with argparse's message; of choices it names the nearest one."""
+    message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
+    message = re.sub(r"Truthy value expected: got (.*) but .*", r"invalid value '\1', give true or false", message)
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    fail(message + nearest(*(choice[1], choice[2].replace("'", "").split(", ")) if choice else ("", [])))
+
+
+# ------------------------------------------------------------------------------------------------ --help
+def headings(config_class) -> dict[str, str]:
+    """{field: its heading in --help}. The headings are the comments in the class's source; what a class adds to the
+    Config that it extends comes first, under the name of the script."""
+    base = next(kind for kind in reversed(config_class.__mro__) if is_dataclass(kind))
+    heading, found = "flags", {item.name: "flags" for item in fields(base)}
+    with contextlib.suppress(OSError):  # no source
+        for line in inspect.getsource(base).splitlines():
+            heading = line[6:] if line.startswith("    # ") else heading
+            if name := re.match(r"    (\w+):", line):
+                found[name[1]] = heading
+    own = [item.name for item in fields(config_class) if item.name not in found]
+    return dict.fromkeys(own, f"{Path(sys.argv[0]).name} alone") | found
+
+
+def reflow(text: str, width: int) -> list[str]:
+    """The lines of a docstring at this width. Prose is filled again; an indented block keeps its lines."""
+    lines = []
+    for paragraph in text.strip().split("\n\n"):
+        kept = paragraph.startswith("    ")
+        if any(len(line) > width for line in paragraph.splitlines()) and kept:
+            paragraph = re.sub(r"(?<=\S) {3,}", "  ", paragraph)  # the columns of a table
+        elif not kept:
+            paragraph = re.sub(r"(?<=.{100})\n +(?! *- )|(?<=.{100})\n(?=\S)", " ", paragraph)
+        for line in paragraph.splitlines():
+            indent = re.match(r" *(- )?", line).end() * " "
+            lines += textwrap.wrap(line, width, subsequent_indent=indent + "    " * kept, break_on_hyphens=False)
+        lines.append("")
+    return lines[:-1]
+
+
+def number(x: float) -> str:
+    """1e-4 for 0.0001; 0.28 and 1 as they are."""
+    return np.format_float_scientific(x, trim="-", exp_digits=1) if 0 < x < 0.01 else f"{x:g}"
+
+
+def help_page(config_class, doc: str, model: str, usual: dict) -> str:
+    """What --help prints, as wide as the terminal: the docstring, and the flags under headings, each with its default.
+    usual: the defaults that suit the model, which come before those of the class."""
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    lines = [f"usage: python {Path(sys.argv[0]).name} [--flag value] [--switch] ...", "", *reflow(doc, width)]
+    what = f"Flags, each with its default for --model {model}. A switch is off with --switch false."
+    lines += ["", *textwrap.wrap(what, width)]
+    items, last = {item.name: item for item in fields(config_class)}, None
+    for name, heading in headings(config_class).items():
+        if heading != last:
+            lines += ["", f"{heading}:"]
+        last, value = heading, usual.get(name, items[name].default)
+        value = number(value) if isinstance(value, float) else "..." if value is None else str(value) or '""'
+        value = value.lower() if items[name].type is bool else value
+        flag, text = f"  --{name} {value}", items[name].metadata.get("help", "").replace("%%", "%")
+        if get_origin(items[name].type) is Literal:
+            text += f"; one of {', '.join(get_args(items[name].type))}"
+        parts = textwrap.wrap(text, max(20, width - 27), break_on_hyphens=False)
+        lines += [f"{flag:<26} {parts[0]}"] if len(flag) < 27 else [flag, " " * 27 + parts[0]]
+        lines += [" " * 27 + part for part in parts[1:]]
+    return "\n".join(lines) + "\n"
 
 
 def default_out(cfg) -> str:

@@ -1,23 +1,20 @@
-"""Problems: data sets by alias, hub id or file; prompt templates; the order in which a run draws problems."""
+"""Problems: prompt templates; how a row becomes a problem; the order in which a run draws them."""
 
-import difflib
 import functools
-import random
+import itertools
+import sys
 import zlib
 from collections import Counter
 from datetime import date
 from numbers import Number
-from pathlib import Path
 
 import jinja2
 import numpy as np
 from tqdm import tqdm
 
-import tiny
-from core import hub
 from core.answers import gold_answer, last_boxed
-from core.files import ENDINGS, ending, read_file
-from core.processes import rank, say
+from core.processes import bar_style, gather, rank, say, world
+from core.rows import DATA, PROBLEM, cell, distinct, easy_problems, let_go, open_rows  # noqa: F401
 
 _SOBER = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
@@ -51,89 +48,7 @@ TEMPLATES = {
     "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
     "python": [("user", "{problem}"), ("assistant", "Let's solve this using Python.")],  # forced: arXiv 2506.10947
 }  # fmt: skip
-# alias: path, name and split of datasets.load_dataset; the built-in problems have a split alone. NAME-test is what a
-# benchmark called NAME means.
-DATA = {
-    "tiny": (None, None, "train"),
-    "tiny-test": (None, None, "test"),
-    "tiny-hard": (None, None, "hard"),
-    "tiny-wide": (None, None, "wide"),
-    "tiny-wide-test": (None, None, "wide-test"),
-    "easy": (None, None, "easy"),
-    "easy-test": (None, None, "easy-test"),
-    # for training
-    "numina-math": ("ScaleML-RLHF/numina_math", "default", "train"),  # 455,000 rows with numbers as answers
-    "numina-cot": ("AI-MO/NuminaMath-CoT", "default", "train"),  # all 860,000
-    "math": ("DigitalLearningGmbH/MATH-lighteval", "default", "train"),
-    "gsm8k": ("openai/gsm8k", "main", "train"),
-    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", "default", "train"),
-    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k", "default", "train"),
-    # benchmarks
-    "gsm8k-test": ("openai/gsm8k", "main", "test"),
-    "math500": ("HuggingFaceH4/MATH-500", "default", "test"),
-    "minerva": ("knoveleng/Minerva-Math", "default", "train"),
-    "olympiadbench": ("knoveleng/OlympiadBench", "default", "train"),
-    "aime24": ("HuggingFaceH4/aime_2024", "default", "train"),
-    "aime25": ("yentinglin/aime_2025", "default", "train"),
-    "amc23": ("knoveleng/AMC-23", "default", "train"),
-}
-BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide-test": 1_000,
-            "easy": 2_000, "easy-test": 500}  # problems of a split  # fmt: skip
-
-# ------------------------------------------------------------------------------------------------ easy problems
-# The ways to ask for a sum, difference, product or quotient of a and b: the first in two of three problems, the others
-# with two names, {x} and {y}, and {things}.
-EASY = {
-    "+": (
-        "What is {a} + {b}?",
-        "{x} has {a} {things} and buys {b} more. How many {things} does {x} have now?",
-        "{x} has {a} {things} and {y} has {b}. How many {things} do they have together?",
-        "There are {a} {things} on a table and {b} in a bag. How many {things} are there in all?",
-    ),
-    "-": (
-        "What is {a} - {b}?",
-        "{x} has {a} {things} and gives {b} of them to {y}. How many {things} are left?",
-        "{x} has {a} {things} and {y} has {b}. How many more {things} does {x} have than {y}?",
-        "A shop had {a} {things} and sold {b}. How many {things} does it still have?",
-    ),
-    "*": (
-        "What is {a} * {b}?",
-        "{x} buys {a} boxes with {b} {things} in each. How many {things} does {x} buy?",
-        "{x} collects {b} {things} every day. How many {things} does {x} have after {a} days?",
-        "There are {a} children and each has {b} {things}. How many {things} do they have together?",
-    ),
-    "/": (
-        "What is {a} / {b}?",
-        "{x} shares {a} {things} equally among {b} friends. How many {things} does each friend get?",
-        "{x} packs {a} {things} into bags of {b}. How many bags does {x} need?",
-        "{a} {things} stand in {b} equal rows. How many {things} are in a row?",
-    ),
-}
-NAMES = "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Mia Noah Paul Rosa Sam Tina Victor".split()
-THINGS = "apples books cards coins cups eggs flowers marbles pens shells stamps stickers".split()
-
-
-def easy_problems(split: str, n: int) -> list[dict]:
-    """n different problems of one step, {"problem": str, "answer": str}, in whole numbers from 2 to 60. A hash of its
-    text decides whether a problem may be in easy-test (one in eight) or in easy."""
-    rng, drawn = random.Random(split), {}
-    while len(drawn) < n:
-        op, a, b = rng.choice(list(EASY)), rng.randint(2, 30), rng.randint(2, 30)
-        if op in "*/":
-            a, b = rng.randint(2, 12), rng.randint(2, 12)
-        low, high = (a, a + b) if op in "+-" else (a, a * b)
-        if op in "-/":  # the inverse of a sum or product
-            a, low, high = high, high, low
-        if max(low, high) > 60:
-            continue
-        (x, y), things = rng.sample(NAMES, 2), rng.choice(THINGS)
-        plain, *stories = EASY[op]
-        text = rng.choice([plain, plain, rng.choice(stories)]).format(a=a, b=b, x=x, y=y, things=things)
-        if tiny.for_test(text) == split.endswith("test"):
-            drawn.setdefault(text, dict(problem=text, answer=str(high)))
-    return list(drawn.values())
-
-
+# ------------------------------------------------------------------------------------------------ prompts
 def render(problem: str, template: str, tokenizer, turns=()) -> str:
     """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}.
 
@@ -187,47 +102,8 @@ def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) ->
     return dict(problem=problem, text=text + after, prompt=np.array(ids, dtype=np.int64), after=after, turns=turns)
 
 
-# ------------------------------------------------------------------------------------------------ rows
-def read_hub(name: str, split: str):
-    """(place, row) of every record of a data set on the hub, or in a local folder that is laid out as there."""
-    import datasets  # here, because the import takes a second
-
-    path, config, own = DATA[name] if name in DATA else hub.split_name(name)
-    if not Path(path).is_dir():
-        if "/" not in path:
-            near = difflib.get_close_matches(path, [known for known in DATA if not known.endswith("-test")], 1)
-            hint = f"did you mean {near[0]}?" if near else f"give a file, a hub id or one of {', '.join(DATA)}"
-            raise ValueError(f"neither a file nor a known name; {hint}")
-        hub.look_for_hub()
-        if datasets.config.HF_HUB_OFFLINE:
-            config = config or "default"  # offline the library would take whichever is cached
-    try:
-        source = datasets.load_dataset(path, config, split=own or split)
-    except Exception as error:  # the library has many kinds
-        offers = hub.choices(path) if isinstance(error, ValueError) and name not in DATA else []
-        hint = f"; give one of {', '.join(offers)}" if offers else ""
-        raise ValueError(("" if Path(path).is_dir() else f"{path} could not be downloaded: ")
-                         + hub.why(error, path, "dataset") + hint) from None
-    yield from enumerate(source, 1)
-
-
-def read_rows(name: str, split: str = "train"):
-    """(place, row) of every record of a data set: an alias, a local file, or a hub id, of which `split` is read if the
-    id names none. Raises ValueError: one line that says what is wrong where."""
-    if DATA.get(name, ("hub",))[0] is None:
-        split = DATA[name][2]
-        make = easy_problems if split.startswith("easy") else tiny.problems
-        yield from enumerate(make(split, BUILT_IN[split]))
-        return
-    is_file = name not in DATA and (ending(name) in ENDINGS or Path(name).is_file())
-    try:
-        yield from read_file(name) if is_file else read_hub(name, split)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data {name}: {str(error).splitlines()[0]}") from None
-
-
-# The columns that may hold the problem and the gold answer; of several, the first counts.
-PROBLEM = ("problem", "question", "prompt")
+# ------------------------------------------------------------------------------------------------ problems
+# The columns that may hold the gold answer; of several, the first counts.
 ANSWER = ("answer", "final_answer", "ground_truth", "solution")
 
 
@@ -279,64 +155,116 @@ def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
     if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
         raise ValueError(f"the columns {sorted(row)}; it needs problem (or question, prompt) and answer (or "
                          "final_answer, ground_truth, solution)")
-    problem, turns, start = row[next(name for name in PROBLEM if name in row)], [], ""
+    problem, turns, start = cell(row), [], ""
     if isinstance(problem, list):
         problem, turns, start = conversation(problem)
     problem, answer = plain(problem), answer_of(row) if graded else row.get("answer")
     if not problem or graded and not answer:
         return "without a problem or a usable answer"
+    if getattr(cfg, "system", ""):
+        turns = [dict(role="system", content=cfg.system), *turns]
     encoded = encode(problem, cfg.template, tokenizer, start + getattr(cfg, "prefix", ""), turns)
     if len(encoded["prompt"]) > cfg.max_prompt_tokens:
         return f"with a prompt over {cfg.max_prompt_tokens} tokens"
     return row | encoded | dict(answer=answer, row=row)
 
 
-def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, split: str = "train") -> list[dict]:
-    """Problems as dicts: all columns of the row, over them problem, answer (gold), text (the prompt), prompt (its token
-    ids), after and turns, see encode(), and row, the columns as they are. limit 0: all. graded False: a check of the
-    user's own does the grading, so a row needs no answer, and one that it has is left as it is. split: of a hub id that
-    names none.
+FEW = 10_000  # problems that are kept once they are made, and that each rank makes for itself
 
-    Rows without a usable answer and rows whose prompt is over cfg.max_prompt_tokens are dropped and counted. Raises
-    ValueError: one line that says what is wrong where."""
-    problems, dropped = [], Counter()
-    if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
-        raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
-    try:
-        render("1", cfg.template, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
-    rows = read_rows(name, split)
-    for place, row in tqdm(rows, f"reading {name}", delay=5, leave=False, disable=rank() > 0 or None):
+
+class Problems:
+    """The problems of a data set, each made when it is asked for: [i] is a dict, or None if row i can't be used.
+
+    A problem has all columns of its row; over them problem, answer (gold), text (the prompt), prompt (its token ids),
+    after and turns, see encode(); and row, the columns as they are. graded False: a check of the user's own does the
+    grading, so a row needs no answer, and one that it has is left as it is. split: of a hub id that names none.
+
+    Repeated problems count once. A row without a usable answer, or with a prompt over cfg.max_prompt_tokens, can't be
+    used; `dropped` counts them. Raises ValueError, one line that says what is wrong where, also if none of the first
+    thousand rows can be used."""
+
+    def __init__(self, name: str, tokenizer, cfg, graded: bool = True, split: str = "train", repeats: bool = False):
+        if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
+            raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with "
+                             "{problem}")
         try:
-            problem = problem_from(row, cfg, tokenizer, graded)
+            render("1", cfg.template, tokenizer)
         except ValueError as error:
-            raise ValueError(f"data {name}: row {place} has {str(error).splitlines()[0]}") from None
+            raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
+        self.name, self.tokenizer, self.cfg, self.graded = name, tokenizer, cfg, graded
+        self.rows, self.made, self.dropped, self.read = open_rows(name, split), {}, Counter(), 0
+        self.numbers = np.arange(len(self.rows)) if repeats else distinct(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        if i in self.made:
+            return self.made[i]
+        place = int(self.numbers[i])
+        try:
+            problem = problem_from(self.rows[place], self.cfg, self.tokenizer, self.graded)
+        except ValueError as error:
+            raise ValueError(f"data {self.name}: row {place + 1} has {str(error).splitlines()[0]}") from None
+        self.read += 1
+        if self.read % 64 == 0:
+            let_go()
         if isinstance(problem, str):
-            dropped[problem] += 1
-            continue
-        problems.append(problem)
-        if len(problems) == limit > 0:
-            break
-    if not problems:
-        raise ValueError(f"data {name}: no usable problem in it ({dropped.total()} rows dropped)")
-    for reason, count in dropped.items():
-        say(f"{name}: dropped {count:,} rows {reason}")
-    return problems
+            self.dropped[problem] += 1
+            problem = None
+        if len(self) <= FEW:  # little enough to keep
+            self.made[i] = problem
+        return problem
+
+    def first(self, count: int, rows: int = sys.maxsize) -> list[dict]:
+        """The first `count` that can be used, looked for in so many rows; says how many of them could not."""
+        looked = min(rows, len(self))
+        bar = tqdm(range(looked), f"reading {self.name}", disable=rank() > 0, **bar_style())
+        found = list(itertools.islice((problem for i in bar if (problem := self[i])), count))
+        where = f"the first {looked:,} of its {len(self):,} rows" if looked < len(self) else "it"
+        if not found:
+            raise ValueError(f"data {self.name}: no usable problem in {where} ({self.dropped.total():,} rows dropped)")
+        for reason, dropped in self.dropped.items():
+            say(f"{self.name}: dropped {dropped:,} rows {reason}{'' if where == 'it' else f', among {where}'}")
+        return found
 
 
-def fingerprint(problems: list[dict]) -> list[int]:
-    """Tells a set of problems from another one: how many there are, and a checksum of sixteen of the prompts."""
-    some = problems[:: max(1, len(problems) // 16)]
-    return [len(problems), zlib.crc32(repr([problem["text"] for problem in some]).encode("utf-8", "replace"))]
+def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, split: str = "train") -> list[dict]:
+    """The problems of a data set that can be used, the first `limit` or (0) all, repeated ones too; see Problems."""
+    return Problems(name, tokenizer, cfg, graded, split, repeats=True).first(limit or sys.maxsize)
 
 
-def draw(problems: list[dict], first: int, count: int, seed: int) -> list[dict]:
-    """Problems number first ... first + count - 1 of the endless training order: a seeded permutation per epoch."""
-    chosen = []
-    for number in range(first, first + count):
-        epoch, i = divmod(number, len(problems))
-        if not chosen or i == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(len(problems))
-        chosen.append(problems[order[i]])
-    return chosen
+def fingerprint(problems) -> list[int]:
+    """Tells a set of problems from another one: how many there are, and a checksum of sixteen of them."""
+    places = range(0, len(problems), max(1, len(problems) // 16))
+    rows = [problems.rows[int(problems.numbers[i])] if isinstance(problems, Problems) else problems[i]["row"]
+            for i in places]
+    return [len(problems), zlib.crc32(repr(rows).encode("utf-8", "replace"))]
+
+
+def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
+    """The next `count` problems of the endless training order, from its place `first` on; and the place behind them.
+    The order is a seeded permutation per epoch. What can't be used is passed over. Each rank makes its share."""
+    found, place, orders = [], first, {}
+    while len(found) < count:
+        if place - first > count + 2 * len(problems):
+            raise ValueError(f"data {problems.name}: no row of it can be used")
+        places = []
+        for epoch, i in (divmod(j, len(problems)) for j in range(place, place + count - len(found))):
+            if epoch not in orders:
+                orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(problems))}
+            places.append(int(orders[epoch][i]))
+        place += len(places)
+        if isinstance(problems, Problems) and len(problems) > FEW:
+            own = [problems[i] for i in places[rank() :: world()]]
+            found += [problem for problem in gather(own, len(places)) if problem]
+        else:
+            found += [problem for i in places if (problem := problems[i])]
+    return found, place
+
+
+def draw(problems, first: int, count: int, seed: int) -> list[dict]:
+    """Problems number first ... first + count - 1 of the endless training order, see take()."""
+    return take(problems, first, count, seed)[0]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from mpmath import betainc  # sympy's arithmetic, which is installed with it
 
-from core.data import read_rows
 from core.processes import world
 from core.rollout import OURS, about_problem
+from core.rows import open_rows
 from core.sampler import TorchSampler
 from core.verify import gold_answer
 
@@ -215,7 +215,7 @@ def read_responses(file) -> dict[str, np.ndarray]:
     user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
     problems, place = {}, 0  # {problem: its samples}; the line that is being read
     try:
-        for place, row in read_rows(str(file)):  # noqa: B007
+        for place, row in enumerate(open_rows(str(file)), 1):  # noqa: B007
             texts = row["responses"] if "responses" in row else [row["response"]]
             grades = row.get("peer_score", [row.get("correct")] * len(texts))
             shared = dict(seed=0, after="", turns=(), extracted=None, tokens=None, finish=None, end=None)

@@ -1,4 +1,4 @@
-"""Local files: rows of many formats, read one by one; locks; what can be written, and a full disk."""
+"""Local files: rows of many formats, each read when it is asked for; locks; what can be written, and a full disk."""
 
 import contextlib
 import csv
@@ -10,7 +10,12 @@ import os
 import shutil
 import tempfile
 import zlib
+from array import array
 from pathlib import Path
+
+from tqdm import tqdm
+
+from core.processes import bar_style, rank
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # of local files, in lower or upper case; .gz may follow
 
@@ -20,46 +25,87 @@ def ending(name: str) -> str:
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
-def read_file(name: str):
-    """(place, row) of every record of a local file. A cell of a .csv or .tsv file is text, just as it stands there.
-    Raises OSError or ValueError, which say what is wrong."""
+def open_file(name: str):
+    """A local file of one of the ENDINGS, to read bytes from; a .gz file unpacked into a temporary one."""
     if ending(name) not in ENDINGS:
         raise ValueError(f"a local file must end in one of {', '.join(ENDINGS)}, which says how it is read")
     if not Path(name).is_file():
         raise ValueError("no such file; check the path")
-    try:
-        yield from _records(name, ending(name), gzip.open if name.lower().endswith(".gz") else open)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
-    except (EOFError, zlib.error, csv.Error) as error:
-        raise ValueError(str(error)) from None
+    if not name.lower().endswith(".gz"):
+        return open(name, "rb")
+    unpacked = tempfile.TemporaryFile()
+    with gzip.open(name) as file:
+        shutil.copyfileobj(file, unpacked)
+    unpacked.seek(0)
+    return unpacked
 
 
-def _records(name, kind, unzip):
-    """See read_file()."""
-    if kind == ".parquet":
-        import pyarrow.parquet  # here, because few need it
+def scan(file, kind: str, header=None):
+    """(place in bytes, row) of every record from where an open file stands. kind: what its name ends in. A cell of a
+    .csv or .tsv file is text, just as it stands there; header: its columns, if they are not the first record."""
+    at = file.tell()
+    if kind in (".csv", ".tsv"):
 
-        batches = pyarrow.parquet.ParquetFile(name).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    elif kind in (".csv", ".tsv"):
+        def lines():
+            nonlocal at
+            for line in file:
+                at += len(line)
+                yield line.decode("utf-8-sig")
+
         csv.field_size_limit(2**31 - 1)
-        with unzip(name, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from enumerate(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True), 1)
-    else:
-        with unzip(name, "rb") as file:
-            is_list = kind == ".json" and file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"["
-            file.seek(0)
-            if is_list:
-                yield from enumerate(json.load(file), 1)
+        reader = csv.reader(lines(), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        header = header or next(reader, [])
+        while True:
+            start, cells = at, next(reader, None)
+            if cells is None:
                 return
-            for place, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line) if line.strip() else None
-                except ValueError as error:
-                    raise ValueError(f"row {place} is not JSON ({error}); mend or remove it") from None
-                if line.strip():
-                    yield place, row
+            cells += [None] * (len(header) - len(cells))
+            if any(cells):
+                yield start, dict(zip(header, cells)) | ({None: 0} if len(cells) > len(header) else {})
+    for number, line in enumerate(file, 1):
+        start, at = at, at + len(line)
+        try:
+            if line.strip():
+                yield start, json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"row {number} is not JSON ({error}); mend or remove it") from None
+
+
+class Records:
+    """The rows of a local file of lines (all ENDINGS but .parquet): len() of them, and [i] to read one. Only where they
+    begin stays in memory, and key(row) of each, in `keys`. Raises OSError or ValueError, which say what is wrong."""
+
+    def __init__(self, name: str, key):
+        self.kind, self.header, self.all = ending(name), None, None
+        self.starts, self.keys = array("q"), array("q")
+        try:
+            self.file = open_file(name)
+            if self.kind == ".json" and self.file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+                self.file.seek(0)
+                self.all = json.load(self.file)
+                self.keys.extend(map(key, self.all))
+                return
+            size = self.file.seek(0, os.SEEK_END)
+            self.file.seek(0)
+            with tqdm(total=size, desc=f"reading {name}", disable=rank() > 0, **bar_style()) as bar:
+                for start, row in scan(self.file, self.kind):
+                    self.starts.append(start)
+                    self.keys.append(key(row))
+                    self.header = self.header or list(row)
+                    bar.update(start - bar.n)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
+        except (EOFError, zlib.error, csv.Error) as error:
+            raise ValueError(str(error)) from None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: int):
+        if self.all is not None:
+            return self.all[i]
+        self.file.seek(self.starts[i])
+        return next(scan(self.file, self.kind, self.header))[1]
 
 
 # ------------------------------------------------------------------------------------------------ locks

@@ -7,6 +7,8 @@ import sys
 import threading
 
 from huggingface_hub import HfApi, constants, errors, get_session, try_to_load_from_cache
+from huggingface_hub.utils import enable_progress_bars
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from core.processes import say
 
@@ -53,6 +55,23 @@ def has_file(repo: str, file: str) -> bool:
     if constants.is_offline_mode() and cached is None:
         raise errors.LocalEntryNotFoundError(f"{file} is not cached")
     return cached is None and HfApi().file_exists(repo, file)
+
+
+def show_downloads():
+    """Bars for downloads, on rank 0 alone, and none for what takes a second, such as loading weights."""
+    logging.disable_progress_bar()  # this also disables those of huggingface_hub
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    elif not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()
+
+
+def announce_download(repo: str):
+    """Without a terminal, where there are no bars: one line before the weights of a model are downloaded."""
+    files = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
+    cached = os.path.isdir(repo) or any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
+    if not cached and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(f"downloading the weights of {repo} to {constants.HF_HOME}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ what went wrong

@@ -1,6 +1,7 @@
 """The processes of a run: torchrun's, or one alone."""
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import os
@@ -87,6 +88,56 @@ def say(message: str):
     if rank() == 0:
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------------------------ what takes long
+class Lines:
+    """A file for tqdm where there is no terminal: each state of the bar becomes a line."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+    def flush(self):
+        pass
+
+
+def bar_style(delay=5) -> dict:
+    """How tqdm shows work that may take long: a bar that comes after `delay` seconds, or without a terminal a line
+    every 30 seconds. Both say how much time is left."""
+    if sys.stderr.isatty():
+        form = "{desc} {percentage:3.0f} % |{bar}| {remaining} left"
+        return dict(bar_format=form, delay=delay, leave=False, dynamic_ncols=True)
+    form = "{desc}: {percentage:.0f} %, {remaining} left"
+    return dict(bar_format=form, delay=30, mininterval=30, miniters=1, leave=False, file=Lines())
+
+
+outer = []  # (bar, size of the part that is being done): the bar of watched(), while it is open
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, quiet=False):
+    """Yields a function to call with how much of `total` has just been done: it moves a bar. Within watched() it moves
+    that bar instead, by the same share of the part that is being done."""
+    if outer and not quiet:
+        bar, size = outer[0]
+        yield lambda done: bar.update(done * size / max(1, total))
+    else:
+        with tqdm(total=total, desc=what, disable=quiet, **bar_style()) as bar:
+            yield bar.update
+
+
+def watched(items, what: str, sizes=None, done=0):
+    """Yields the items after the first `done`, under a bar on rank 0. sizes: how much work each is (default: 1)."""
+    sizes = sizes or [1] * len(items)
+    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), desc=what, disable=rank() > 0, **bar_style(delay=1)) as bar:
+        try:
+            for i in range(done, len(items)):
+                outer[:] = [(bar, sizes[i])]
+                yield items[i]
+                bar.update(sum(sizes[: i + 1]) - bar.n)
+        finally:
+            outer.clear()
 
 
 # ------------------------------------------------------------------------------------------------ failing

@@ -1,21 +1,111 @@
-"""What a run leaves for its readers: some responses of each step, token by token; the responses of an evaluation; and
-at the end its curves, its page and a few words. `run` is a common.Run. The files: docs/reference.md."""
+"""What a run says and leaves for its readers: a few words at the start, after each step and at the end; some responses
+of each step, token by token; the responses of an evaluation; its curves and its page. `run` is a common.Run. The files:
+docs/reference.md."""
 
 import json
 import math
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 import plot
 import show
+from core.config import number as short
 from core.evaluation import with_interval
-from core.processes import all_reduce, rank, say
+from core.processes import all_reduce, rank, say, world
+from core.sampler import TorchSampler
 
 MOST = 22_000_000  # bytes of samples.jsonl over a whole run, but for the last two records
 AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
 SHARE = 3 / 64  # of all responses: recording them costs another forward pass, up to 3 % of a step's time
+
+
+# ------------------------------------------------------------------------------------------------ the first words
+def method(config_class, script: str) -> str:
+    """The name of the method: what the script's docstring begins with, such as "RAFT++", if the script is called after
+    it. A copy of it goes by its own name."""
+    title = (sys.modules[config_class.__module__].__doc__ or "").partition(":")[0]
+    plain = lambda text: re.sub(r"[^a-z]", "", text.lower().replace("+", "p"))
+    return title if plain(title) == plain(script) else script
+
+
+def times(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def hardware(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name() + (f", {world()} processes" if world() > 1 else "")
+    threads = times(torch.get_num_threads(), "thread")
+    return f"CPU, {world()} processes of {threads}" if world() > 1 else f"CPU, {threads}"
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A long text without its middle."""
+    return text if len(text) <= most else f"{text[: most // 2 - 2]} ... {text[3 - most // 2 :]}"
+
+
+def introduction(run):
+    """What is trained on what, how and where; what is unusual about it; and the first prompt as the model reads it."""
+    cfg, about = run.cfg, run.config["about"]
+    size = sum(parameter.numel() for parameter in run.policy.lm.parameters())
+    size = f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.3g} M" if size >= 1e7 else f"{size / 1e6:.2f} M"
+    updates = cfg.updates_per_step * getattr(cfg, "epochs", 1)
+    sampler = "plain torch" if isinstance(run.sampler, TorchSampler) else "vLLM"
+    values = {name: str(getattr(cfg, name)) for name in about["unusual"]}
+    values = {name: value.lower() if value in ("True", "False") else value for name, value in values.items()}
+    unusual = " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
+    prompt = run.tokenizer.decode(next(filter(None, run.problems))["prompt"])
+    say(fitted(
+        f"{method(type(cfg), about['script'])} on {cfg.model} ({size} parameters), problems: {cfg.data} "
+        f"({len(run.problems):,}), {times(cfg.steps, 'step')} of {times(cfg.prompts_per_step, 'prompt')} x "
+        f"{times(cfg.samples_per_prompt, 'response')}, {times(updates, 'update')} each, lr {short(cfg.lr)}"
+        + (f"; {run.step} done, going on from there" if run.step else "")
+    ))
+    say(fitted(f"{hardware(run.device)}, sampler: {sampler}; {cfg.out} (all settings: config.json)"))
+    if unusual:
+        say(fitted(f"unusual: {unusual}"))
+    say(fitted(f"first prompt: {shortened(prompt)!r}"))
+
+
+def fitted(line: str) -> str:
+    """A line, broken between words where a terminal would break it anywhere."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    how = dict(subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, width, **how) if 0 < width < len(line) else line
+
+
+# ------------------------------------------------------------------------------------------------ words for a step
+def training_bar(run) -> tqdm:
+    """The bar over the steps that are left."""
+    run.began = time.perf_counter(), run.step
+    hidden = rank() > 0 or not sys.stderr.isatty()
+    form = "training {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+    return tqdm(total=run.cfg.steps, initial=run.step, bar_format=form, dynamic_ncols=True, disable=hidden)
+
+
+def progress(run, seconds: float):
+    """The metrics of a step on the bar, as many as there is room for; without a terminal in a line. seconds: what the
+    step has taken."""
+    m = run.metrics
+    shown = [name for name in ("loss", "reward", "accuracy", "entropy", "kl", "length") if m[name] is not None]
+    words = [f"{name} {m[name]:.3g}" for name in shown if name != "loss"]
+    room = shutil.get_terminal_size().columns - len(f"training {run.cfg.steps}/{run.cfg.steps} |     | 0:00:00 left")
+    run.bar.set_postfix_str(", ".join(words[: sum(np.cumsum([len(word) + 2 for word in words]) <= room)]))
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        started, first = run.began
+        left = (time.perf_counter() - started) / (run.step - first) * (run.cfg.steps - run.step)
+        words = "  ".join(f"{name} {m[name]:.4g}" for name in shown)
+        say(f"step {run.step}/{run.cfg.steps}  {words}  {seconds:.1f} s  {tqdm.format_interval(left)} left")
 
 
 # ------------------------------------------------------------------------------------------------ samples of a step
@@ -113,8 +203,9 @@ def evaluation(run, rollouts):
     file = run.folder / f"eval/step_{run.step:06d}/{Path(run.cfg.eval_data).stem}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(run.cfg.seed)))
-    say(f"step {run.step}: accuracy {rollouts.correct.mean():.1%} on {len(rollouts.problems)} test problems, "
-        f"{rollouts.n} responses each, 95 % interval {low:.1%} to {high:.1%}")  # fmt: skip
+    what = f"{len(rollouts.problems)} test problems, {rollouts.n} responses each"
+    accuracy = f"accuracy {rollouts.correct.mean():.1%} on {what}, 95 % interval {low:.1%} to {high:.1%}"
+    say(fitted(f"step {run.step}: {accuracy}"))
 
 
 def conclusion(run):
@@ -126,9 +217,12 @@ def conclusion(run):
     rows = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
     if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:
         say(f"accuracy on {len(run.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
-    say(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl")
+    say(fitted(f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl"))
     if run.cfg.show:
         try:
             say(f"what was learned, token by token: {show.write([out])}")
         except (OSError, ValueError) as error:  # the run itself is whole
             say(f"warning: no show.html: {error}")
+    check = ["--check", run.cfg.check] if run.cfg.check else []
+    say(f"evaluate it: {shlex.join(['python', 'eval.py', '--model', f'{out}/final', *check])}")
+    say(f"train it further: the same command with --steps {2 * run.cfg.steps} --resume")

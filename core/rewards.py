@@ -4,16 +4,15 @@ Being right is one of them; the others are the spurious and the label-free rewar
 the metric `accuracy` is the share of right answers.
 """
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from core.data import draw
-from core.processes import rank, say
+from core.processes import rank, say, watched
 from core.rollout import Rollouts, decode, generate, score, verified
 from core.sampler import uniforms
 from core.verify import extract, last_boxed, normalise
@@ -115,7 +114,7 @@ def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[s
     lines = file.read_text().splitlines(True) if file.exists() else []
     labels = [json.loads(line)["label"] for line in lines if line.endswith("\n")]
     size = max(1, 4096 // cfg.votes)
-    for i in tqdm(range(len(labels), len(pool), size), desc="voting", leave=False, disable=rank() > 0 or None):
+    for i in watched(range(len(labels), len(pool), size), "voting"):
         how = dict(seed=cfg.seed + 2**41, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, first=i)
         texts = decode(generate(sampler, pool[i : i + size], cfg.votes, **how).responses, tokenizer)
         labels += [vote(texts[j : j + cfg.votes]) for j in range(0, len(texts), cfg.votes)]
@@ -134,7 +133,8 @@ def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, toke
     count = min(len(problems), cfg.steps * cfg.prompts_per_step)
     if resumed:
         count = len(file.read_text().splitlines()) if file.exists() else 0
-    pool = draw(problems, 0, count, cfg.seed)
+    order = np.random.default_rng([cfg.seed, 0]).permutation(len(problems))  # the first epoch's
+    pool = list(itertools.islice((problem for i in order if (problem := problems[int(i)])), count))
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]
     if "incorrect" in reward_names(cfg.reward):

@@ -24,13 +24,12 @@ from collections import defaultdict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from core.config import bad_input, end_tokens
 from core.packing import refuse_attention, shared_start
 from core.policy import logits_of
-from core.processes import say
+from core.processes import progress, say
 
 
 # ------------------------------------------------------------------------------------------------ random streams
@@ -226,10 +225,10 @@ class TorchSampler:
         longest = max(map(len, prompts), default=0) + n * max_new_tokens
         size = max(1, self.cache_tokens // longest)  # prompts that fit into the cache together
         responses = []
-        with tqdm(total=len(prompts) * n, desc="sampling", delay=5, leave=False, disable=quiet or None) as bar:
+        with progress(len(prompts) * n * max_new_tokens, "sampling", quiet) as done:
             for i in range(0, len(prompts), size):
                 keys = streams(seed, numbers[i : i + size], n)
-                responses += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p, bar)
+                responses += self._decode(prompts[i : i + size], n, keys, max_new_tokens, temperature, top_p, done)
         return responses
 
     def _draw(self, hidden, u, temperature, top_p):
@@ -241,9 +240,9 @@ class TorchSampler:
         return map(torch.cat, zip(*parts))
 
     @torch.inference_mode()
-    def _decode(self, prompts, n, keys, steps, temperature, top_p, bar):
-        """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens. The bar
-        counts responses."""
+    def _decode(self, prompts, n, keys, steps, temperature, top_p, done):
+        """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens. Calls
+        done() with the tokens that each pass has brought; a response that ends brings all that it could have had."""
         device, cache = self.eos.device, Cache(len(prompts), n, steps, self.eos.device)
         send = lambda x: torch.from_numpy(x).to(device)
 
@@ -270,7 +269,7 @@ class TorchSampler:
         tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
         logprobs, entropies = torch.zeros(2, len(rows), steps, device=device)
         lengths = torch.full_like(rows, steps)
-        share = top_p if temperature else 0.0  # greedy: the most likely token alone
+        share, expected = top_p if temperature else 0.0, len(rows) * steps  # greedy: the most likely token alone
         for t in range(steps):
             u = send(uniforms(keys, t))[rows, None]
             token, logprobs[rows, t], entropies[rows, t] = self._draw(hidden, u, temperature, share)
@@ -278,15 +277,16 @@ class TorchSampler:
             ended = torch.isin(token, self.eos) & (lengths[rows] == steps)
             lengths[rows[ended]] = t + 1
             alive = lengths[rows] == steps
-            if t + 1 == steps or not alive.any():
+            left = int(alive.sum()) * (steps - t - 1)  # tokens that may still come
+            done(expected - left)
+            expected = left
+            if not left:
                 break
             if t % 4 == 3 and alive.float().mean() < 0.9:  # drop ended rows; not at once, because it copies the cache
-                bar.update(int((~alive).sum()))
                 rows, start, token = (x[alive] for x in (rows, start, token))
                 cache.keep(alive)
             cache.length = t
             hidden = states(token[:, None], (start + t)[:, None])[:, 0]
-        bar.update(len(rows))
         finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
         tokens, logprobs, entropies = (x.cpu().numpy() for x in (tokens, logprobs, entropies))
         return [(tokens[i, :length], logprobs[i, :length], entropies[i, :length], finished[i])

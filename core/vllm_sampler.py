@@ -4,7 +4,6 @@ import atexit
 import functools
 import os
 import re
-import sys
 import warnings
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from core.plan import engine_share
-from core.processes import all_reduce, rank, say, world
+from core.processes import all_reduce, bar_style, rank, say, world
 from core.sampler import streams
 
 
@@ -170,9 +169,8 @@ class VLLMSampler:
         with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):
             torch.manual_seed(keys[0])
             np.random.seed(keys[0] % 2**32)
-            bar = functools.partial(LateBar, delay=5, leave=False)
-            shown = not quiet and sys.stderr.isatty()  # not tqdm's disable=None: vLLM divides by the bar's elapsed time
-            outputs = self.llm.generate(inputs, params, use_tqdm=shown and bar)
+            bar = functools.partial(LateBar, **bar_style())  # vLLM divides by the time that it tells
+            outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and bar)
         responses = []
         for request in outputs[first : first + len(prompts)]:
             for answer in request.outputs * copies:

@@ -1,5 +1,6 @@
 """From the command line to a configuration: what wins over what, what is refused, and what a refusal says."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -44,9 +45,25 @@ def test_the_alias_may_be_written_either_way_and_anywhere():
         assert (cfg.model, cfg.template, cfg.lr) == (alias, "qwen-math", 1e-6)
 
 
-def test_a_model_that_is_no_alias_has_the_defaults():
-    cfg = parse("--model", "some/folder")
-    assert (cfg.data, cfg.template, cfg.steps) == ("numina-math", "chat", grpo.Config().steps)
+def test_a_model_that_is_no_alias_has_the_defaults_of_a_real_model():
+    """A run of a day that shows its first accuracy at the end, or fills the disk, helps nobody."""
+    cfg = parse("--model", "some/model")
+    assert (cfg.data, cfg.template, cfg.steps) == ("numina-math", "auto", grpo.Config().steps)
+    assert (cfg.eval_data, cfg.eval_every, cfg.save_every, cfg.keep) == ("math500", 20, 20, 2)
+    cfg = parse("--model", "some/model", "--template", "plain", "--eval_data", "", "--keep", "0")
+    assert (cfg.template, cfg.eval_data, cfg.keep, cfg.save_every) == ("plain", "", 0, 20)  # explicit flags win
+
+
+def test_a_model_in_the_folder_of_a_training_run_takes_nothing_special(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    cfg = parse("--model", str(tmp_path / "final"))
+    assert (cfg.template, cfg.eval_data, cfg.save_every) == ("chat", "", 0)
+
+
+@pytest.mark.parametrize("template, chat, chosen", [("auto", "{{ messages }}", "cot"), ("auto", None, "plain"),
+                                                    ("r1", None, "r1")])  # fmt: skip
+def test_the_template_auto_depends_on_the_tokenizer(template, chat, chosen):
+    assert common.choose_template(template, SimpleNamespace(chat_template=chat)) == chosen
 
 
 def test_without_arguments_the_tiny_model_is_trained():
@@ -83,7 +100,6 @@ def test_every_alias_fills_fields_that_exist():
 
 @pytest.mark.parametrize("alias", [alias for alias in common.MODELS if not alias.startswith(("tiny", "smollm2"))])
 def test_a_real_model_is_evaluated_and_saved_now_and_then(alias):
-    """A run of a day that shows its first accuracy at the end, or fills the disk, helps nobody."""
     cfg = parse("--model", alias)
     assert (cfg.eval_data, cfg.eval_every, cfg.save_every, cfg.keep) == ("math500", 20, 20, 2)
 
@@ -134,19 +150,55 @@ def test_a_percent_sign_in_a_help_text_is_only_that(capsys):
     with pytest.raises(SystemExit) as stop:
         common.parse(Config, "doc", ["--help"])
     assert stop.value.code == 0
-    assert "keep the 20 % highest, %s or not (default: 0.2)" in " ".join(capsys.readouterr().out.split())
+    assert "--top 0.2 keep the 20 % highest, %s or not" in " ".join(capsys.readouterr().out.split())
 
 
-def test_help_explains_every_field(capsys):
+# ------------------------------------------------------------------------------------------------ --help
+def help_of(capsys, monkeypatch, module, *argv, width=100) -> list[str]:
+    """The lines of --help on a terminal of this width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "argv", [module.__file__])
     with pytest.raises(SystemExit) as stop:
-        common.parse(grpo.Config, grpo.__doc__, ["--help"])
+        common.parse(module.Config, module.__doc__, [*argv, "--help"])
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for field in fields(grpo.Config):
-        assert f"--{field.name} " in text and field.metadata["help"], field.name
-        assert " ".join(field.metadata["help"].split()) in text, field.name
-    assert "(default: 0.28)" not in text and "(default: 0.2)" in text
-    assert " ".join(grpo.__doc__.split()) in text
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("name", ["raft", "raft_pp", "reinforce_rej", "grpo", "ppo", "iterative_dpo", "eval"])
+def test_help_explains_every_flag_once_and_fits(capsys, monkeypatch, name):
+    module = importlib.import_module(name)
+    lines = help_of(capsys, monkeypatch, module)
+    assert len(lines) <= 110 and max(map(len, lines)) <= 100
+    assert lines[0] == f"usage: python {name}.py [--flag value] [--switch] ..."
+    text = " ".join(" ".join(lines).split())
+    for field in fields(module.Config):
+        assert sum(line.startswith(f"  --{field.name} ") for line in lines) == 1, field.name
+        assert " ".join(field.metadata["help"].replace("%%", "%").split()) in text, field.name
+    assert " ".join(module.__doc__.split()) in text
+    assert "--no_" not in text and "--max-new-tokens" not in text  # one spelling per flag
+
+
+def test_help_begins_with_the_methods_own_flags_and_has_the_headings_of_config(capsys, monkeypatch):
+    lines = help_of(capsys, monkeypatch, grpo)
+    lines = lines[lines.index("grpo.py alone:") :]
+    headings = [line for line in lines if line.endswith(":") and line[0] != " "]
+    assert headings == ["grpo.py alone:", "model and problems:", "size of the run:", "reward:", "update:",
+                        "memory and processes:", "sampler:", "evaluation, checkpoints, logs:"]  # fmt: skip
+    place = {line.split()[0]: i for i, line in enumerate(lines) if line.startswith("  --")}
+    assert lines.index("grpo.py alone:") < place["--clip_high"] < lines.index("model and problems:")
+    assert lines.index("update:") < place["--lr"] < lines.index("memory and processes:")
+
+
+def test_help_shows_the_defaults_that_suit_the_model(capsys, monkeypatch):
+    assert any(line.startswith("  --lr 1e-4 ") for line in help_of(capsys, monkeypatch, grpo))
+    lines = help_of(capsys, monkeypatch, grpo, "--model", "qwen3-4b-base")
+    for default in ("--lr 1e-6", "--template cot", "--eval_data math500", '--system ""', "--std true"):
+        assert any(line.startswith(f"  {default} ") for line in lines), default
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width):
+    assert width - 3 <= max(map(len, help_of(capsys, monkeypatch, grpo, width=width))) <= width
 
 
 # ------------------------------------------------------------------------------------------------ errors of flags
@@ -176,7 +228,9 @@ def test_a_flag_is_not_completed(capsys):
     (["--steps", "many"], ["steps", "many"]),
     (["--lr", "fast"], ["lr", "fast"]),
     (["--loss_norm", "tokens"], ["loss_norm", "tokens", "sequence"]),
-    (["--std", "perhaps"], ["std"]),
+    (["--loss_norm", "tokns"], ["did you mean token?"]),
+    (["--sampler", "vlm"], ["--sampler", "vlm", "did you mean vllm?"]),
+    (["--std", "perhaps"], ["std", "perhaps", "true or false"]),
     (["--steps"], ["steps"]),
     (["--model"], ["model"]),
     (["tiny"], ["tiny"]),

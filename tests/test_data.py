@@ -6,9 +6,14 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow
 import pytest
 
-from core.data import DATA, TEMPLATES, draw, easy_problems, encode, load_data, render
+from core import data
+from core.data import (DATA, TEMPLATES, Problems, draw, easy_problems, encode, fingerprint, load_data,
+                       render, take)  # fmt: skip
+from core.rows import hashes
 from core.verify import verify
 
 
@@ -352,6 +357,110 @@ def test_the_built_in_splits(tokenizer):
     hard = [p["text"] for p in load("tiny-hard", tokenizer, limit=300)]
     assert len(train) == len(test) == len(hard) == 300
     assert not set(train) & set(test) and not set(train) & set(hard)
+
+
+# ------------------------------------------------------------------------------------------------ lazy problems
+def lazy(file, tokenizer, longest=100):
+    return Problems(str(file), tokenizer, SimpleNamespace(template="none", max_prompt_tokens=longest))
+
+
+def some_unusable(kind, tmp_path):
+    """Fifty problems, of which every fifth has no answer."""
+    rows = [dict(problem=f"{i}+1", answer="" if i % 5 == 0 else str(i + 1)) for i in range(50)]
+    return write(tmp_path / f"some.{kind}", rows)
+
+
+KINDS = ["jsonl", "csv", "parquet"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_can_not_be_used_is_replaced_by_the_next_of_the_order(tmp_path, tokenizer, kind):
+    problems = lazy(some_unusable(kind, tmp_path), tokenizer)
+    order = np.random.default_rng([3, 0]).permutation(50)
+    usable = [i for i in order if i % 5]
+    found, place = take(problems, 0, 10, seed=3)
+    assert [p["problem"] for p in found] == [f"{i}+1" for i in usable[:10]]
+    assert order[place - 1] == usable[9], "the cursor stands behind the last one that is used"
+    epoch, _ = take(problems, 0, 40, seed=3)
+    assert sorted(int(p["problem"][:-2]) for p in epoch) == [i for i in range(50) if i % 5]
+
+
+@pytest.mark.parametrize("count", [1, 7, 16])
+def test_the_order_with_gaps_does_not_depend_on_how_it_is_cut(tmp_path, tokenizer, count):
+    problems, place, found = lazy(some_unusable("jsonl", tmp_path), tokenizer), 0, []
+    while len(found) < 100:
+        some, place = take(problems, place, count, seed=0)
+        found += some
+    assert [p["problem"] for p in found[:100]] == [p["problem"] for p in draw(problems, 0, 100, seed=0)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repeated_problem_counts_once(tmp_path, tokenizer, kind):
+    """dapo-math holds each a hundred times. A benchmark keeps its repetitions."""
+    rows = [dict(problem=f"{i % 7}+1", answer=str(i % 7 + 1), number=i) for i in range(30)]
+    file = write(tmp_path / f"again.{kind}", rows)
+    problems = lazy(file, tokenizer)
+    assert [int(p["number"]) for p in problems[:]] == list(range(7))
+    assert len(load(file, tokenizer)) == 30
+
+
+def test_chats_are_the_same_if_all_their_turns_are(tmp_path, tokenizer):
+    talks = [chat(("user", "1+1")), chat(("user", "1+1")), chat(("system", "s"), ("user", "1+1")),
+             chat(("user", "1"), ("assistant", "+1"), ("user", "2")), chat(("user", "1+"), ("assistant", "1")),
+             chat(("user", "1"), ("assistant", "+1"), ("user", "2"))]  # fmt: skip
+    for kind in ("jsonl", "parquet"):
+        file = write(tmp_path / f"talks.{kind}", [dict(prompt=talk, answer="2") for talk in talks])
+        assert [int(i) for i in lazy(file, tokenizer).numbers] == [0, 2, 3, 4]
+
+
+def test_hashes_tell_values_apart():
+    column = lambda values: hashes(pyarrow.array(values)).tolist()
+    for values in (["a", "b", "", None], [1, 2, 3], [["a"], ["a", "a"], ["a", "b"], ["b", "a"], []],
+                   [[["a"], ["b"]], [["a", "b"]]], [dict(x="a", y="b"), dict(x="b", y="a")]):  # fmt: skip
+        assert len(set(column(values))) == len(values)
+        assert column(values[::-1]) == column(values)[::-1] and column(values[1:]) == column(values)[1:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_read_when_it_is_drawn(tmp_path, tokenizer, monkeypatch, kind):
+    rows = [dict(problem=f"{i}+1", answer=str(i + 1)) for i in range(3000)]
+    problems, made = lazy(write(tmp_path / f"many.{kind}", rows), tokenizer), []
+    real = data.problem_from
+    monkeypatch.setattr(data, "problem_from", lambda row, *rest: made.append(row["problem"]) or real(row, *rest))
+    assert len(problems) == 3000 and made == []
+    assert [p["problem"] for p in draw(problems, 0, 5, seed=0)] == made and len(made) == 5
+
+
+def test_a_broken_row_far_behind_is_one_line_when_it_is_met(tmp_path, tokenizer):
+    rows = [dict(problem=f"{i}+1", answer=str(i + 1)) for i in range(3000)]
+    rows[2000]["answer"] = dict(value="7")
+    problems = lazy(write(tmp_path / "late.jsonl", rows), tokenizer)
+    assert len(problems.first(1000, rows=1000)) == 1000
+    with pytest.raises(ValueError, match="late.jsonl: row 2001 has a dict where text or a number is needed"):
+        draw(problems, 0, 3000, seed=0)
+
+
+def test_nothing_usable_among_the_first_thousand_rows_is_refused(tmp_path, tokenizer, capsys):
+    rows = [dict(problem=f"{i}+1", answer="" if i < 1000 else "1") for i in range(1200)]
+    problems = lazy(write(tmp_path / "none.jsonl", rows), tokenizer)
+    with pytest.raises(ValueError, match="no usable problem in the first 1,000 of its 1,200 rows .1,000 rows dropped"):
+        problems.first(1000, rows=1000)
+    rows[7]["answer"] = "8"
+    assert len(lazy(write(tmp_path / "one.jsonl", rows), tokenizer).first(1000, rows=1000)) == 1
+    assert "dropped 999 rows" in capsys.readouterr().out
+
+
+def test_a_set_without_a_usable_row_ends_the_search(tmp_path, tokenizer):
+    problems = lazy(write(tmp_path / "none.jsonl", [dict(problem=f"{i}", answer="") for i in range(9)]), tokenizer)
+    with pytest.raises(ValueError, match="no row of it can be used"):
+        draw(problems, 0, 1, seed=0)
+
+
+def test_another_set_of_problems_has_another_fingerprint(tmp_path, tokenizer):
+    rows = [dict(problem=f"{i}+1", answer=str(i + 1)) for i in range(20)]
+    mark = lambda rows: fingerprint(lazy(write(tmp_path / "marks.jsonl", rows), tokenizer))
+    assert mark(rows) == mark(rows) == fingerprint(lazy(tmp_path / "marks.jsonl", tokenizer)[:])
+    assert mark(rows) != mark(rows[:-1]) and mark(rows) != mark([rows[0] | dict(answer="2", problem="x"), *rows[1:]])
 
 
 # ------------------------------------------------------------------------------------------------ templates

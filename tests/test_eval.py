@@ -513,7 +513,8 @@ def test_perplexity_judges_the_end_token_that_was_written(whole, tmp_path, tiny_
     assert run(*flags) == 0
     saved = statistics.read_responses(tmp_path / "one/tiny.jsonl")
     assert newline in saved["end"].flatten().tolist() and saved["finish"][0, 0] == "stop"
-    cfg = common.parse(common.Config, "", ["--model", str(tmp_path / "model"), "--max_new_tokens", "48"])
+    flags = ["--model", str(tmp_path / "model"), "--template", "chat", "--max_new_tokens", "48"]
+    cfg = common.parse(common.Config, "", flags)
     model = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", model[2], cfg, 5)
     responses = rollout.examine(model[1], model[2], problems, 3, 0, cfg).responses

@@ -169,5 +169,5 @@ def test_kl_k3_has_the_mean_of_the_exact_kl():
 def test_the_metric_names_are_those_that_every_algorithm_shares():
     assert common.METRICS == (
         "step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-        "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates time_sample time_verify "
+        "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates dropped time_sample time_verify "
         "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip

@@ -128,13 +128,15 @@ def test_without_a_terminal_there_is_one_plain_line_per_step(train, tmp_path, ca
     assert train(tmp_path / "run", "--steps", 2, "--reference", "true", "--eval_data", "") == 0
     out, err = capsys.readouterr()
     for line, row in zip(lines_of(out), read(tmp_path / "run/metrics.jsonl"), strict=True):
+        line, left = line.rsplit("  ", 1)
+        assert left == "00:00 left" or row["step"] == 1 and re.fullmatch(r"\d\d:\d\d left", left)
         words = dict(zip(line.split()[::2], line.split()[1::2]))
         assert words.pop("step") == f"{row['step']}/2"
         assert re.fullmatch(r".* \d+\.\d s", line)
         names = ["loss", "reward", "accuracy", "entropy", "kl", "length"]
         assert [name for name in words if not name[0].isdigit()] == names
         assert all(float(words[name]) == pytest.approx(row[name], rel=1e-3, abs=1e-9) for name in names)
-    assert "training:" not in out + err
+    assert "training" not in out + err
 
 
 def test_on_a_terminal_there_is_a_bar_in_place_of_the_lines(train, tmp_path, capsys, monkeypatch):
@@ -143,18 +145,26 @@ def test_on_a_terminal_there_is_a_bar_in_place_of_the_lines(train, tmp_path, cap
     assert train(tmp_path / "run", "--steps", 2, "--eval_data", "") == 0
     out, err = capsys.readouterr()
     assert not lines_of(out)
-    assert "training:" in err and "2/2" in err and all(f"{name}=" in err for name in ("reward", "accuracy", "entropy"))
+    assert "training 2/2 |" in err and " left, reward 0." in err and "accuracy" in err and "entropy" in err
 
 
-def test_the_first_and_last_words(straight, train, tmp_path, capsys):
-    """What is trained on what, and where it is now."""
+def test_the_first_and_last_words(straight, train, problems_file, tmp_path, capsys):
+    """What is trained on what, where it is now, and what can be done with it."""
     out = tmp_path / "run"
-    assert train(out, "--steps", 1) == 0
+    assert train(out, "--steps", 1, "--clip_high", "0.28") == 0
     text = capsys.readouterr().out
-    assert "prompts_per_step=11" in text and "first prompt: '<|user|>" in text
+    what, where, unusual, prompt = text.splitlines()[:4]
+    assert what == (f"GRPO on tiny (0.67 M parameters), problems: {problems_file} (48), 1 step of 11 prompts x "
+                    "4 responses, 2 updates each, lr 3e-4")  # fmt: skip
+    assert re.fullmatch(rf"CPU, \d+ threads?, sampler: plain torch; {out} \(all settings: config.json\)", where)
+    assert unusual.startswith("unusual: --") and "--clip_high 0.28" in unusual and "--clip_low" not in unusual
+    assert prompt.startswith("first prompt: '<|user|>") and prompt.endswith("<|assistant|>'")
     before, after = (row["eval_accuracy"] for row in read(out / "metrics.jsonl"))
     assert f"accuracy on 10 test problems: {before:.1%} before, {after:.1%} after" in text
     assert f"model: {out}/final   curves: {out}/curves.png   numbers: {out}/metrics.jsonl" in text
+    *_, evaluate, further = text.splitlines()
+    assert evaluate == f"evaluate it: python eval.py --model {out}/final"
+    assert further == "train it further: the same command with --steps 2 --resume"
 
 
 # ------------------------------------------------------------------------------------------------ variants
@@ -318,7 +328,7 @@ def test_a_model_without_whole_weights(train, tmp_path, capsys, tiny_path, weigh
     shutil.copytree(tiny_path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     if weights:
         (folder / "model.safetensors").write_text(weights * 9)
-    small = "--data tiny --max_prompt_tokens 64 --max_new_tokens 64".split()
+    small = "--data tiny --template chat --eval_data= --max_prompt_tokens 64 --max_new_tokens 64".split()
     line = refused(train, tmp_path, capsys, "--model", folder, *small)
     assert line.startswith(f"error: --model {folder}: ") and says in line
 
