@@ -217,7 +217,7 @@ class Run:
         with bad_input():
             graded = self.check is None
             self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
-            some = self.problems.first(cfg.limit) if cfg.limit else self.problems.first(1000, rows=1000)
+            some = self.problems.first(cfg.limit) if cfg.limit else self.problems.first(1000, within=1000)
             self.problems = some if cfg.limit else self.problems
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
             self.tests = tests or []

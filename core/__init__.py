@@ -1,7 +1,10 @@
 """Everything that a reader of the algorithms need not open; common.py is the door.
 
 config        fields of a configuration, the table of models, how bad input is refused
-data          problems, prompt templates, the order in which a run draws problems
+data          prompt templates, problems, the order in which a run draws them
+rows          the rows of data sets: aliases, local files, the hub; easy: built-in ones for a small real model
+files         local files, read row by row; locks; a full disk
+hub           is the hub there, and what went wrong
 sampler       responses from plain torch; vllm_sampler: from vLLM
 answers       the final answer of a response, in one way of writing
 verify        is a response right?

@@ -17,7 +17,7 @@ for _ in range(9):
     INNER = rf"[0-9]++|[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
 # What announces an answer: "the answer is", "Result:", "####", "<answer>"; or "$x$ is the answer", where group 1 is x.
-# The letters in front, one of which it begins with, make the search three times as fast.
+# The lookahead for its first letter makes the search three times as fast.
 PHRASE = re.compile(r"(?=[ars#<$答])(?:(?:answer|solution|result)s?(?:\b[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|"
                     r"[\s*_]{0,9}[:=：])|####|<answer>|\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) "
                     r"(?:answer|solution)\b|答案\W{0,9}[是为:：])", re.I)

@@ -33,8 +33,8 @@ def config_of(folder: Path) -> dict:
         return {}
 
 
-# What may stand in a folder without a run: traces of a run that died at once, and of a new disk. With --resume, also
-# what a run writes.
+# What a new output folder may hold: leftovers of a run that died at once, and lost+found of a fresh disk. With --resume
+# it may also hold what a run writes.
 TRACES = r".+\.tmp|lost\+found"
 WRITTEN = r"(metrics|samples|labels)\.jsonl|eval|final|step_\d{6}|" + TRACES
 MEANING = ("model", "data", "limit", "template", "system", "seed")  # another one makes another run
@@ -43,7 +43,7 @@ MAY_DIFFER = ("out", "resume", "show", "about")
 
 def check_folder(folder: Path, config: dict):
     """On rank 0, before anything is loaded: fail() unless a run of this configuration can write into the folder. Leaves
-    no trace there. Of a run to be resumed it also compares the settings, and says which of them are new."""
+    no trace there. With --resume it also compares the settings and prints the new ones."""
     with bad_input(f"--out {folder}: ", OSError):
         old, here = config_of(folder), Path.cwd()
         if folder.exists() and not folder.is_dir():
@@ -72,19 +72,20 @@ def check_folder(folder: Path, config: dict):
 
 
 def open_folder(folder: Path, config: dict, state: dict, data: list):
-    """On rank 0. A new output folder, where an earlier run's is moved aside; or the one in which a run continues from
-    this state, whose metrics and samples are cut back to its step. Until the process ends no other one can open it.
-    data: the fingerprint of today's problems, which has to be that of the state."""
+    """On rank 0. Make the output folder; an earlier run there is moved aside. With --resume: keep it, and cut metrics
+    and samples back to the state's step. The folder stays locked until this process ends. data: fingerprint() of the
+    problems; it must match the state's."""
     step = state.get("step", 0)
     if step > config["steps"]:
         fail(f"--resume: {step} steps are done in {folder}, and --steps {config['steps']} asks for fewer")
     if (before := state.get("data", data)) != data:
-        fail(f"--resume: --data {config['data']} holds {data[0]} usable problems, other ones than the {before[0]} of "
-             "before; give the same data and the same --max_prompt_tokens, or another --out")
+        fail(f"--resume: --data {config['data']} has changed ({before[0]:,} problems before, {data[0]:,} now); give "
+             "the same data, or another --out")
     with bad_input(f"--out {folder}: "):
         if config_of(folder) and not config["resume"]:
             spare = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-            say(f"{folder} holds an earlier run, which is {folder.rename(spare)} from now on")
+            folder.rename(spare)
+            say(f"{folder} held an earlier run, which is {spare} from now on")
         folder.mkdir(parents=True, exist_ok=True)
     with bad_input():
         lock(folder / "config.tmp")

@@ -28,8 +28,8 @@ from core.processes import first_to_say, leave, rank, world
 
 # ------------------------------------------------------------------------------------------------ bad input
 def fail(message: str):
-    """Bad input: one line on stderr that says what, where and what to do; exit status 2. Any process may fail alone; of
-    those that fail alike one speaks."""
+    """Bad input: one line on stderr that says what, where and what to do; exit status 2. Any rank may call this. If
+    several fail with the same message, only one prints it."""
     if first_to_say(message):
         who = f" (rank {rank()})" if world() > 1 else ""
         tqdm.write(f"error: {message}{who}", file=sys.stderr)  # which clears a progress bar
@@ -93,9 +93,8 @@ MODELS = {
 
 
 def find_model(name: str, flag: str) -> tuple:
-    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names. For an alias a folder
-    of that name in models/ comes before the hub. fail() for a model that can't be had, or with which a run would fail
-    later or learn nonsense."""
+    """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names. A folder models/ALIAS
+    is used before the hub. fail() if it can't be loaded, or if a run with it would fail later or learn nonsense."""
     source = MODELS.get(name, (name,))[0]
     if name in MODELS and (ROOT / "models" / name).is_dir():
         source = str(ROOT / "models" / name)
@@ -109,31 +108,35 @@ def find_model(name: str, flag: str) -> tuple:
         has_weights = any(hub.has_file(source, file) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     except Exception as error:  # whatever a broken folder or a hub raises
         reason, near = hub.why(error, source), difflib.get_close_matches(name, MODELS, 1, 0.5)
+        if name in MODELS and Path(source).is_dir():
+            fail(f"--{flag} {name}: the folder {source} is broken ({reason}); restore it")
         if name in MODELS:
             fail(f"--{flag} {name}: {source} could not be downloaded ({reason}); give a local folder, or put one at "
                  f"models/{name}")
         hint = f"did you mean {near[0]}?" if near else f"give a folder, a hub id or one of {', '.join(MODELS)}"
         fail(f"--{flag} {name}: {reason}; {hint}")
-    if problem := unfit(source, config, tokenizer):
+    if problem := why_unfit(source, config, tokenizer):
         fail(f"--{flag} {name}: {problem}")
     if not has_weights:
-        fail(f"--{flag} {name}: {source} has no weights in safetensors, which alone are read here; give a model with a "
-             "model.safetensors, or convert it by transformers' save_pretrained")
+        fail(f"--{flag} {name}: {source} has no weights in safetensors; give a model with a model.safetensors, or "
+             "convert it with transformers' save_pretrained()")
     hub.announce_download(source)
     return source, config, tokenizer
 
 
 def choose_template(template: str, tokenizer) -> str:
     """The template's name; "auto" is cot, or plain for a model without a chat template."""
-    return template if template != "auto" else "cot" if tokenizer.chat_template else "plain"
+    if template != "auto":
+        return template
+    return "cot" if tokenizer.chat_template else "plain"
 
 
 # What a tokenizer has to give back. transformers 5 breaks some: "we need to add" becomes "w ene ed to add".
 PROBE = "we need to add 12 and 345:\n(x + 1)^2 = \\frac{1}{2}, so the answer is \\boxed{-7}.\n"
 
 
-def unfit(source, config, tokenizer) -> str:
-    """Why a tokenizer does not fit its model or itself; "" if it does."""
+def why_unfit(source, config, tokenizer) -> str:
+    """Why a run with this model and tokenizer would fail or learn nonsense; "" if it would not."""
     back = tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     if back.strip() != PROBE.strip():
         return f"its tokenizer does not give back what it reads, {back[:20]!r} for {PROBE[:15]!r}; give another model"
@@ -145,7 +148,7 @@ def unfit(source, config, tokenizer) -> str:
         return (f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows, none for {beyond[0]!r}; resize "
                 "the embedding, or give the tokenizer that belongs to the model")
     if not end_tokens(config, tokenizer):
-        with contextlib.suppress(OSError):  # few models have their end token there alone
+        with contextlib.suppress(OSError):  # a few models name it only there
             config = GenerationConfig.from_pretrained(source)
         if not end_tokens(config, tokenizer):
             return "neither model nor tokenizer names an end token; set eos_token in its tokenizer_config.json"
@@ -153,8 +156,8 @@ def unfit(source, config, tokenizer) -> str:
 
 
 def end_tokens(config, tokenizer) -> set[int]:
-    """Ids of the tokens that end a response: the tokenizer's, and the one or the several that a model's config names,
-    or its generation config. 0 is an id like others."""
+    """Ids that end a response: the tokenizer's, and those of the config (of the model or its generation), one or a
+    list. 0 is a valid id."""
     named = getattr(config, "eos_token_id", None)
     named = named if isinstance(named, list | tuple) else [named]
     return {number for number in [*named, tokenizer.eos_token_id] if number is not None}
@@ -170,7 +173,7 @@ def longest_sequence(config, windows: bool) -> float:
 
 # ------------------------------------------------------------------------------------------------ flags
 class Number(argparse.Action):
-    """Stores a number. Its bounds are for check_bounds(); argparse hands them to whatever stores the value."""
+    """Stores a number. argparse has no min and max: this action swallows the bounds, check_bounds() enforces them."""
 
     def __init__(self, *names, least, above, most, **how):
         super().__init__(*names, **how)
@@ -254,7 +257,8 @@ def refuse(message: str):
     message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
     message = re.sub(r"Truthy value expected: got (.*) but .*", r"invalid value '\1', give true or false", message)
     choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-    fail(message + nearest(*(choice[1], choice[2].replace("'", "").split(", ")) if choice else ("", [])))
+    word, words = (choice[1], choice[2].replace("'", "").split(", ")) if choice else ("", [])
+    fail(message + nearest(word, words))
 
 
 # ------------------------------------------------------------------------------------------------ --help

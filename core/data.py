@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from core.answers import gold_answer, last_boxed
 from core.processes import bar_style, gather, rank, say, world
-from core.rows import DATA, PROBLEM, cell, distinct, easy_problems, let_go, open_rows  # noqa: F401
+from core.rows import DATA, PROBLEM, distinct, easy_problems, open_rows, problem_cell, release_tables  # noqa: F401
 
 _SOBER = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
@@ -34,8 +34,8 @@ _EASY = [  # worked examples, for a model that without them would hardly ever fi
     ("user", "A box holds 6 eggs. How many eggs are in 7 boxes?"),
     ("assistant", "7 * 6 = 42\n\\boxed{42}"),
 ]  # fmt: skip
-# name: the text of the prompt; or turns for the model's own chat template, each a role and a text. Where the last turn
-# is the assistant's, it is the beginning of the response, which then belongs to the prompt.
+# name: a text; or (role, text) turns for the model's own chat template. A last turn of the assistant is how every
+# response begins; it is part of the prompt.
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
@@ -49,6 +49,11 @@ TEMPLATES = {
     "python": [("user", "{problem}"), ("assistant", "Let's solve this using Python.")],  # forced: arXiv 2506.10947
 }  # fmt: skip
 # ------------------------------------------------------------------------------------------------ prompts
+# For chat templates that write today's date, with which the prompt would change from day to day. date_string is what
+# Llama 3 falls back on; others ask strftime_now().
+FIXED_DATE = dict(date_string="26 Jul 2024", strftime_now=date(2024, 7, 26).strftime)
+
+
 def render(problem: str, template: str, tokenizer, turns=()) -> str:
     """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}.
 
@@ -64,29 +69,25 @@ def render(problem: str, template: str, tokenizer, turns=()) -> str:
     if system:
         talk = [dict(role="system", content="\n\n".join(system)), *talk]
     try:
-        # Some chat templates write today's date into the prompt, which would change it from day to day.
-        return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **TODAY) + start
+        return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **FIXED_DATE) + start
     except (ValueError, jinja2.TemplateError) as error:
         reason = error if tokenizer.chat_template else "there is none"
-        raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} can't write ({reason}); --template "
-                         "plain, or any text with {problem}, needs none") from None
-
-
-# The date that Llama writes where nobody gives one; other templates ask strftime_now().
-TODAY = dict(date_string="26 Jul 2024", strftime_now=date(2024, 7, 26).strftime)
+        raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} can't write ({reason}); use "
+                         "--template plain, or a text with {problem}") from None
 
 
 @functools.lru_cache(8)
 def begin_tokens(tokenizer) -> list[int]:
-    """The special tokens that a tokenizer puts before a text. What it may put behind one, an end token, has no place in
-    a prompt: the model would take the prompt for a finished text."""
+    """The special tokens that a tokenizer puts before a text. An end token that it puts after the text is left out: the
+    model would think that the text is over."""
     text, whole = (tokenizer("1", add_special_tokens=special)["input_ids"] for special in (False, True))
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(text)] == text), [])
 
 
 def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) -> dict:
-    """A problem's prompt, and after it a given beginning of the response: its text, and prompt, its token ids. turns:
-    see render(). Raises ValueError for half a character (a lone surrogate), which no tokenizer can read."""
+    """The prompt of a problem as a dict: text, and prompt, its token ids. after: a text with which every response
+    begins; it is part of both. turns: see render(). Raises ValueError for half a character (a lone surrogate), which no
+    tokenizer can read."""
     text = render(problem, template, tokenizer, turns)
     try:
         (text + after).encode()
@@ -144,18 +145,17 @@ def answer_of(row: dict) -> str:
 
 
 def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
-    """A row as a problem, see load_data(); or in words why it is left out. Raises ValueError, which says
-    what is wrong with what the row has."""
-    if not isinstance(row, dict):
-        row = {}
-    if None in row:  # so the csv module says it
+    """A row as a problem (see Problems), or in words why it is left out. Raises ValueError: what the row has that is
+    wrong."""
+    row = row if isinstance(row, dict) else {}
+    if None in row:  # see files.scan_table()
         raise ValueError("more cells than the header")
     if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
         row = row["reward_model"] | row
     if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
-        raise ValueError(f"the columns {sorted(row)}; it needs problem (or question, prompt) and answer (or "
-                         "final_answer, ground_truth, solution)")
-    problem, turns, start = cell(row), [], ""
+        answers = " and answer (or final_answer, ground_truth, solution)" if graded else ""
+        raise ValueError(f"the columns {sorted(row)}; it needs problem (or question, prompt){answers}")
+    problem, turns, start = problem_cell(row), [], ""
     if isinstance(problem, list):
         problem, turns, start = conversation(problem)
     problem, answer = plain(problem), answer_of(row) if graded else row.get("answer")
@@ -169,19 +169,18 @@ def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
     return row | encoded | dict(answer=answer, row=row)
 
 
-FEW = 10_000  # problems that are kept once they are made, and that each rank makes for itself
+FEW = 10_000  # up to this many problems are kept once they are made; of more, each rank makes its share in a step
 
 
 class Problems:
     """The problems of a data set, each made when it is asked for: [i] is a dict, or None if row i can't be used.
 
-    A problem has all columns of its row; over them problem, answer (gold), text (the prompt), prompt (its token ids),
-    after and turns, see encode(); and row, the columns as they are. graded False: a check of the user's own does the
-    grading, so a row needs no answer, and one that it has is left as it is. split: of a hub id that names none.
+    A problem is its row with these set: problem, answer (gold), text (the prompt), prompt (its token ids), after and
+    turns, see encode(); `row` is the row as it was. graded False (a check of the user's own does the grading): a row
+    needs no answer, and its column `answer` stays as it is. split: for a hub id that names none.
 
-    Repeated problems count once. A row without a usable answer, or with a prompt over cfg.max_prompt_tokens, can't be
-    used; `dropped` counts them. Raises ValueError, one line that says what is wrong where, also if none of the first
-    thousand rows can be used."""
+    Repeated problems count once, unless `repeats`. A row without a usable answer, or with a prompt over
+    cfg.max_prompt_tokens, can't be used; `dropped` counts them. Raises ValueError: one line, what is wrong where."""
 
     def __init__(self, name: str, tokenizer, cfg, graded: bool = True, split: str = "train", repeats: bool = False):
         if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
@@ -210,7 +209,7 @@ class Problems:
             raise ValueError(f"data {self.name}: row {place + 1} has {str(error).splitlines()[0]}") from None
         self.read += 1
         if self.read % 64 == 0:
-            let_go()
+            release_tables()
         if isinstance(problem, str):
             self.dropped[problem] += 1
             problem = None
@@ -218,16 +217,16 @@ class Problems:
             self.made[i] = problem
         return problem
 
-    def first(self, count: int, rows: int = sys.maxsize) -> list[dict]:
-        """The first `count` that can be used, looked for in so many rows; says how many of them could not."""
-        looked = min(rows, len(self))
+    def first(self, count: int, within: int = sys.maxsize) -> list[dict]:
+        """The first `count` usable problems among the first `within`. Prints how many were dropped."""
+        looked = min(within, len(self))
         bar = tqdm(range(looked), f"reading {self.name}", disable=rank() > 0, **bar_style())
         found = list(itertools.islice((problem for i in bar if (problem := self[i])), count))
-        where = f"the first {looked:,} of its {len(self):,} rows" if looked < len(self) else "it"
+        where = f" among its first {looked:,} different problems" if looked < len(self) else " in it"
         if not found:
-            raise ValueError(f"data {self.name}: no usable problem in {where} ({self.dropped.total():,} rows dropped)")
+            raise ValueError(f"data {self.name}: no usable problem{where} ({self.dropped.total():,} rows dropped)")
         for reason, dropped in self.dropped.items():
-            say(f"{self.name}: dropped {dropped:,} rows {reason}{'' if where == 'it' else f', among {where}'}")
+            say(f"{self.name}: dropped {dropped:,} rows {reason}" + where * (looked < len(self)))
         return found
 
 
@@ -237,7 +236,7 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, sp
 
 
 def fingerprint(problems) -> list[int]:
-    """Tells a set of problems from another one: how many there are, and a checksum of sixteen of them."""
+    """[how many problems, a checksum of some of them]: a resumed run has to see the same."""
     places = range(0, len(problems), max(1, len(problems) // 16))
     rows = [problems.rows[int(problems.numbers[i])] if isinstance(problems, Problems) else problems[i]["row"]
             for i in places]
@@ -245,11 +244,11 @@ def fingerprint(problems) -> list[int]:
 
 
 def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
-    """The next `count` problems of the endless training order, from its place `first` on; and the place behind them.
-    The order is a seeded permutation per epoch. What can't be used is passed over. Each rank makes its share."""
+    """(the next `count` usable problems of the endless training order from place `first` on, the place after them). The
+    order is a seeded permutation per epoch."""
     found, place, orders = [], first, {}
     while len(found) < count:
-        if place - first > count + 2 * len(problems):
+        if not found and place - first > 2 * len(problems):
             raise ValueError(f"data {problems.name}: no row of it can be used")
         places = []
         for epoch, i in (divmod(j, len(problems)) for j in range(place, place + count - len(found))):
@@ -266,5 +265,5 @@ def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
 
 
 def draw(problems, first: int, count: int, seed: int) -> list[dict]:
-    """Problems number first ... first + count - 1 of the endless training order, see take()."""
+    """take() without the place."""
     return take(problems, first, count, seed)[0]

@@ -218,6 +218,8 @@ def read_responses(file) -> dict[str, np.ndarray]:
         for place, row in enumerate(open_rows(str(file)), 1):  # noqa: B007
             texts = row["responses"] if "responses" in row else [row["response"]]
             grades = row.get("peer_score", [row.get("correct")] * len(texts))
+            if len(grades) != len(texts):
+                raise ValueError(f"{file}: row {place} has {len(texts)} responses, but {len(grades)} grades")
             shared = dict(seed=0, after="", turns=(), extracted=None, tokens=None, finish=None, end=None)
             shared |= row if "finish" in row else dict(problem=row["problem"])
             shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
@@ -245,23 +247,23 @@ def read_responses(file) -> dict[str, np.ndarray]:
 
 
 def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
-    """The whole lines of an evaluation's file, all samples of a seed to problem 0, to problem 1, ..., then those of the
-    next seed. Raises ValueError if one of them does not answer today's problem in that place."""
+    """The complete lines of an evaluation's file, by seed, then problem, then sample. Raises ValueError if a line
+    belongs to another problem than today's."""
     lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
     today = [json.loads(json.dumps(about_problem(p, i, check), default=str)) for i, p in enumerate(problems)]
     for number, line in enumerate(lines):
-        row, words = json.loads(line), today[number // samples % len(problems)]
-        for name, word in sorted(words.items(), key=lambda item: item[0] == "problem_id"):  # which tells least
-            old = row.get(name) if isinstance(row, dict) else row
-            if old != word:
+        row, expected = json.loads(line), today[number // samples % len(problems)]
+        for name in sorted(expected, key=lambda name: name == "problem_id"):  # which comes last: the others say more
+            old, value = row.get(name) if isinstance(row, dict) else row, expected[name]
+            if old != value:
                 raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
-                                 f"today's is {str(word)[:60]!r}; give another --out, or remove that file")
+                                 f"today's is {str(value)[:60]!r}; give another --out, or remove that file")
     return lines
 
 
 def label(name: str, names: list[str]) -> str:
-    """What a benchmark is called in the output folder: its name; of a file, its name without the ending, with as many
-    folders before it as tell it apart from the other names."""
+    """The name of a benchmark in the output folder. A file: without its ending, with as many parent folders as it takes
+    to be unique among the names."""
 
     def parts(name):
         path = Path(name.removesuffix(".gz"))
@@ -270,7 +272,7 @@ def label(name: str, names: list[str]) -> str:
     for size in range(1, len(parts(name)) + 1):
         if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
             return "-".join(parts(name)[-size:])
-    return re.sub("[/:.]+", "-", name).strip("-")
+    return re.sub("[/:.]+", "-", name).strip("-")  # two files that differ only in their ending keep it
 
 
 def describe(policy, sampler) -> dict:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from core.processes import bar_style, rank
 
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # of local files, in lower or upper case; .gz may follow
+# Of local files, in lower or upper case; .gz may follow, except behind .parquet.
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def ending(name: str) -> str:
@@ -28,7 +29,7 @@ def ending(name: str) -> str:
 def open_file(name: str):
     """A local file of one of the ENDINGS, to read bytes from; a .gz file unpacked into a temporary one."""
     if ending(name) not in ENDINGS:
-        raise ValueError(f"a local file must end in one of {', '.join(ENDINGS)}, which says how it is read")
+        raise ValueError(f"a local file must end in one of {', '.join(ENDINGS)}, and the ending tells its format")
     if not Path(name).is_file():
         raise ValueError("no such file; check the path")
     if not name.lower().endswith(".gz"):
@@ -40,72 +41,79 @@ def open_file(name: str):
     return unpacked
 
 
-def scan(file, kind: str, header=None):
-    """(place in bytes, row) of every record from where an open file stands. kind: what its name ends in. A cell of a
-    .csv or .tsv file is text, just as it stands there; header: its columns, if they are not the first record."""
+def scan_table(file, delimiter: str, header=None):
+    """Yields (offset in bytes, row) from the file's current position; blank lines are skipped. header: the columns, if
+    they are not the next line. Cells stay text, unchanged. The key None marks a row with more cells than columns."""
     at = file.tell()
-    if kind in (".csv", ".tsv"):
 
-        def lines():
-            nonlocal at
-            for line in file:
-                at += len(line)
-                yield line.decode("utf-8-sig")
+    def lines():
+        nonlocal at
+        for line in file:
+            at += len(line)
+            yield line.decode("utf-8-sig")
 
-        csv.field_size_limit(2**31 - 1)
-        reader = csv.reader(lines(), delimiter="\t" if kind == ".tsv" else ",", strict=True)
-        header = header or next(reader, [])
-        while True:
-            start, cells = at, next(reader, None)
-            if cells is None:
-                return
-            cells += [None] * (len(header) - len(cells))
-            if any(cells):
-                yield start, dict(zip(header, cells)) | ({None: 0} if len(cells) > len(header) else {})
-    for number, line in enumerate(file, 1):
-        start, at = at, at + len(line)
-        try:
-            if line.strip():
-                yield start, json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"row {number} is not JSON ({error}); mend or remove it") from None
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header = header or next(reader, [])
+    start = at
+    for cells in reader:
+        row = dict(zip(header, cells + [None] * (len(header) - len(cells))))
+        if len(cells) > len(header):
+            row[None] = cells[len(header) :]
+        if any(cells):
+            yield start, row
+        start = at
+
+
+def scan_lines(file):
+    """Yields (offset in bytes, row) from the file's current position, a line of JSON each; blank lines are skipped."""
+    at, number = file.tell(), 0
+    for line in file:
+        start, at, text = at, at + len(line), line.strip()
+        if text:
+            number += 1
+            try:
+                yield start, json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"row {number} is not JSON ({error}); mend or remove it") from None
 
 
 class Records:
-    """The rows of a local file of lines (all ENDINGS but .parquet): len() of them, and [i] to read one. Only where they
-    begin stays in memory, and key(row) of each, in `keys`. Raises OSError or ValueError, which say what is wrong."""
+    """The rows of a local file (all ENDINGS but .parquet): anything with len() and [i]. Lines stay on the disk, and
+    only where each begins is kept; a .json file that is one list is kept whole. keys: key(row) of each row, such as a
+    hash. Raises OSError or ValueError: what is wrong."""
 
     def __init__(self, name: str, key):
-        self.kind, self.header, self.all = ending(name), None, None
-        self.starts, self.keys = array("q"), array("q")
+        self.delimiter = {".csv": ",", ".tsv": "\t"}.get(ending(name))
+        self.starts, self.keys, self.header, self.all = array("q"), array("q"), None, None
         try:
             self.file = open_file(name)
-            if self.kind == ".json" and self.file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+            if ending(name) == ".json" and self.file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
                 self.file.seek(0)
                 self.all = json.load(self.file)
                 self.keys.extend(map(key, self.all))
                 return
             size = self.file.seek(0, os.SEEK_END)
-            self.file.seek(0)
             with tqdm(total=size, desc=f"reading {name}", disable=rank() > 0, **bar_style()) as bar:
-                for start, row in scan(self.file, self.kind):
+                for start, row in self.scan(0):
                     self.starts.append(start)
                     self.keys.append(key(row))
-                    self.header = self.header or list(row)
+                    self.header = self.header or (list(row) if self.delimiter else None)
                     bar.update(start - bar.n)
         except UnicodeDecodeError as error:
             raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
         except (EOFError, zlib.error, csv.Error) as error:
             raise ValueError(str(error)) from None
 
+    def scan(self, start: int):
+        self.file.seek(start)
+        return scan_table(self.file, self.delimiter, self.header) if self.delimiter else scan_lines(self.file)
+
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, i: int):
-        if self.all is not None:
-            return self.all[i]
-        self.file.seek(self.starts[i])
-        return next(scan(self.file, self.kind, self.header))[1]
+        return next(self.scan(self.starts[i]))[1] if self.all is None else self.all[i]
 
 
 # ------------------------------------------------------------------------------------------------ locks
@@ -115,17 +123,16 @@ _held = []  # the files that this process has locked, open
 def lock(file: Path):
     """Lock a file for this process, until it ends. Raises ValueError if another process has locked it.
 
-    The system lets go of the lock when the process dies, whatever it died of, also on another host that shares the
-    disk: there is no such thing as a stale lock. A file that is renamed stays locked. A file system without locks, as
-    some clusters have, goes unprotected."""
+    The system releases the lock when the process dies, on any host that shares the disk: no lock goes stale. Renaming
+    the file keeps the lock. A file system without locks (some clusters) is not protected."""
     handle = open(file, "a")
-    for mine in [old for old in _held if os.path.sameopenfile(old.fileno(), handle.fileno())]:  # of an earlier run
+    for mine in [old for old in _held if os.path.sameopenfile(old.fileno(), handle.fileno())]:  # it may lock again
         _held.remove(mine)
         mine.close()
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another process is writing to {file}; wait for its end, or give another --out") from None
+        raise ValueError(f"another process is writing to {file}; wait until it ends, or give another --out") from None
     except OSError:
         pass
     _held.append(handle)
@@ -153,12 +160,12 @@ def disk_is_full(error) -> bool:
 
 @contextlib.contextmanager
 def room_on_disk(folder: Path):
-    """An error inside, while a large file is written into the folder, is OSError ENOSPC if the disk is now full: some
-    libraries say something else. What is there of the folder is deleted."""
+    """Around writing large files. If it fails, the folder is deleted. If the disk is full by then, OSError ENOSPC is
+    raised, because some libraries report another error."""
     try:
         yield
     except BaseException as error:  # as CheckpointException is, of torch
-        full = disk_is_full(error) or shutil.disk_usage(folder.parent).free < 2**26
+        full = disk_is_full(error) or shutil.disk_usage(folder.parent).free < 2**26  # 64 MB
         shutil.rmtree(folder, ignore_errors=True)
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

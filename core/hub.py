@@ -46,9 +46,8 @@ def look_for_hub() -> str:
 
 
 def has_file(repo: str, file: str) -> bool:
-    """Whether a model on the hub, or in a local folder, has a file. Raises OSError if nobody knows: the hub is out of
-    order, or offline and the file is not cached. (transformers' has_file() says False then.) What is cached counts,
-    though it may be gated by now."""
+    """Whether a model, on the hub or in a local folder, has a file. A cached file counts. Raises OSError if that can't
+    be found out, where transformers' has_file() would say False."""
     cached = try_to_load_from_cache(repo, file) if not os.path.isdir(repo) else os.path.join(repo, file)
     if isinstance(cached, str):
         return os.path.isfile(cached)
@@ -76,7 +75,7 @@ def announce_download(repo: str):
 
 # ------------------------------------------------------------------------------------------------ what went wrong
 UNREACHABLE = {"ConnectionError", "NetworkError", "TimeoutException", "ProxyError", "LocalEntryNotFoundError"}
-VAGUE = ("An error occurred while generating", "Can't load the")  # the reason is behind these
+VAGUE = ("An error occurred while generating", "Can't load the")  # they hide the reason, which is further down
 
 
 def why(error, repo: str, kind: str = "model") -> str:
@@ -122,21 +121,24 @@ def _chain(error, found=()) -> list:
 def _line(error) -> str:
     """The first line of an error, with its class where that tells something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join([type(error).__name__] * (type(error) not in (OSError, ValueError) or not lines) + lines[:1])
+    if lines and type(error) in (OSError, ValueError):
+        return lines[0]
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 # ------------------------------------------------------------------------------------------------ names of data sets
 def split_name(name: str) -> tuple:
     """ID, ID:CONFIG, ID:CONFIG:SPLIT or ID::SPLIT -> (id, config or None, split or None)."""
-    repo, config, split, *more = name.split(":") + [""] * max(0, 2 - name.count(":"))
-    if not repo or more:
+    parts = name.split(":")
+    if not parts[0] or len(parts) > 3:
         raise ValueError(f"{name!r} is not ID, ID:CONFIG, ID:CONFIG:SPLIT or ID::SPLIT")
+    repo, config, split = [*parts, "", ""][:3]
     return repo, config or None, split or None
 
 
 def choices(repo: str, token=None) -> list[str]:
-    """The ID:CONFIG:SPLIT of a data set on the hub, the ID:CONFIG if it has more than ten configs (to find the splits
-    of one takes a second). [] where they can't be found out."""
+    """The names that can be given for a data set on the hub: ID:CONFIG:SPLIT, or ID:CONFIG above ten configs (each
+    takes a second to look up). [] if that can't be found out."""
     import datasets  # here, because the import takes a second
 
     try:

@@ -142,8 +142,8 @@ def watched(items, what: str, sizes=None, done=0):
 
 # ------------------------------------------------------------------------------------------------ failing
 def first_to_say(message: str) -> bool:
-    """Whether no other process has asked the same before: what many have to say is then printed once. Asks torchrun's
-    store, not the processes, because nobody knows how many of them will come here."""
+    """True for the first process that calls this with this message, so that it is printed once. It asks torchrun's
+    store: a collective would wait for processes that may never come here."""
     if not dist.is_initialized():
         return int(os.environ.get("RANK", 0)) == 0  # so early, all processes fail alike
     try:

@@ -31,21 +31,21 @@ SHARE = 3 / 64  # of all responses: recording them costs another forward pass, u
 
 # ------------------------------------------------------------------------------------------------ the first words
 def method(config_class, script: str) -> str:
-    """The name of the method: what the script's docstring begins with, such as "RAFT++", if the script is called after
-    it. A copy of it goes by its own name."""
+    """The method's name from the script's docstring ("RAFT++"), if the file is still called after it; else the file's
+    name."""
     title = (sys.modules[config_class.__module__].__doc__ or "").partition(":")[0]
     plain = lambda text: re.sub(r"[^a-z]", "", text.lower().replace("+", "p"))
     return title if plain(title) == plain(script) else script
 
 
-def times(number: int, what: str) -> str:
+def plural(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name() + (f", {world()} processes" if world() > 1 else "")
-    threads = times(torch.get_num_threads(), "thread")
+    threads = plural(torch.get_num_threads(), "thread")
     return f"CPU, {world()} processes of {threads}" if world() > 1 else f"CPU, {threads}"
 
 
@@ -67,8 +67,8 @@ def introduction(run):
     prompt = run.tokenizer.decode(next(filter(None, run.problems))["prompt"])
     say(fitted(
         f"{method(type(cfg), about['script'])} on {cfg.model} ({size} parameters), problems: {cfg.data} "
-        f"({len(run.problems):,}), {times(cfg.steps, 'step')} of {times(cfg.prompts_per_step, 'prompt')} x "
-        f"{times(cfg.samples_per_prompt, 'response')}, {times(updates, 'update')} each, lr {short(cfg.lr)}"
+        f"({len(run.problems):,}), {plural(cfg.steps, 'step')} of {plural(cfg.prompts_per_step, 'prompt')} x "
+        f"{plural(cfg.samples_per_prompt, 'response')}, {plural(updates, 'update')} each, lr {short(cfg.lr)}"
         + (f"; {run.step} done, going on from there" if run.step else "")
     ))
     say(fitted(f"{hardware(run.device)}, sampler: {sampler}; {cfg.out} (all settings: config.json)"))

@@ -1,4 +1,4 @@
-"""Rows of data sets: by alias, hub id or file. They stay on the disk, and each is read when it is asked for."""
+"""Rows of data sets, by alias, hub id or file. Most stay on the disk until a row is asked for."""
 
 import ctypes
 import difflib
@@ -16,8 +16,8 @@ from core.easy import easy_problems
 from core.files import ENDINGS, Records, ending, open_file
 from core.processes import bar_style, rank
 
-# alias: path, config and split of datasets.load_dataset; the built-in problems have a split alone. NAME-test is what a
-# benchmark called NAME means.
+# alias: path, config and split for datasets.load_dataset(); built-in problems have only a split. eval.py --bench NAME
+# uses NAME-test where there is one.
 DATA = {
     "tiny": (None, None, "train"),
     "tiny-test": (None, None, "test"),
@@ -50,8 +50,8 @@ BUILT_IN = {"train": 10_000, "test": 1_000, "hard": 1_000, "wide": 10_000, "wide
 PROBLEM = ("problem", "question", "prompt")
 
 
-def cell(row):
-    """The problem in a row, as it stands there; None if there is no such column."""
+def problem_cell(row):
+    """The value in the row's problem column, unchanged; None if it has no such column."""
     return next((row[name] for name in PROBLEM if name in row), None) if isinstance(row, dict) else None
 
 
@@ -82,6 +82,8 @@ def open_parquet(name: str):
     import datasets
     from pyarrow.dataset import ParquetFragmentScanOptions
 
+    if name.lower().endswith(".gz"):
+        raise ValueError("a .parquet file is compressed within; unpack the .gz first")
     open_file(name).close()  # is it there
     piece_by_piece = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # else all of it at once
     try:
@@ -91,19 +93,26 @@ def open_parquet(name: str):
         raise ValueError(hub.why(error, name, "dataset")) from None
 
 
+def problem_hash(row) -> int:
+    return hash(repr(problem_cell(row)))
+
+
 def open_rows(name: str, split: str = "train"):
-    """The rows of a data set, which has len() and [i]: of an alias, a local file, or a hub id, of which `split` is read
-    if the id names none. They stay on the disk: a table of `datasets` is mapped into memory, of other files Records
-    keeps where each row begins. Raises ValueError: one line that says what is wrong where."""
-    if DATA.get(name, ("hub",))[0] is None:
+    """The rows of an alias, a local file or a hub id: anything with len() and [i]. split: for a hub id that names none.
+    Raises ValueError: one line, what is wrong where."""
+    if name in DATA and DATA[name][0] is None:  # built in
         split = DATA[name][2]
         return (easy_problems if split.startswith("easy") else tiny.problems)(split, BUILT_IN[split])
+    is_file = name not in DATA and (ending(name) in ENDINGS or Path(name).is_file())
     try:
-        if name in DATA or ending(name) not in ENDINGS and not Path(name).is_file():
+        if not is_file:
             return open_hub(name, split)
-        return open_parquet(name) if ending(name) == ".parquet" else Records(name, lambda row: hash(repr(cell(row))))
+        return open_parquet(name) if ending(name) == ".parquet" else Records(name, problem_hash)
     except (OSError, ValueError) as error:
         raise ValueError(f"data {name}: {str(error).splitlines()[0]}") from None
+
+
+MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, with well-mixed bits: 2**64 / the golden ratio
 
 
 def hashes(column) -> np.ndarray:
@@ -113,24 +122,21 @@ def hashes(column) -> np.ndarray:
 
     if hasattr(column.type, "fields"):  # a struct
         parts = [hashes(arrow.struct_field(column, i)) for i in range(column.type.num_fields)]
-        return functools.reduce(lambda a, b: a * PRIME ^ b, parts)
+        return functools.reduce(lambda a, b: a * MIX ^ b, parts)
     if not hasattr(column.type, "value_field"):
         return pandas.util.hash_array(column.to_pandas().to_numpy(object), categorize=False)
     ends = np.cumsum(arrow.fill_null(arrow.list_value_length(column), 0).to_numpy(zero_copy_only=False))
     starts = np.concatenate([[0], ends[:-1]]).astype(int)
     places = np.arange(ends[-1] if len(ends) else 0) - np.repeat(starts, ends - starts)
     values = hashes(column.flatten())
-    values = (values ^ values >> np.uint64(32)) * (2 * places.astype(np.uint64) + PRIME)  # each counts by its place
+    values = (values ^ values >> np.uint64(32)) * (2 * places.astype(np.uint64) + MIX)  # [1, 2] is not [2, 1]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
     return sums[ends] - sums[starts]
 
 
-PRIME = np.uint64(0x9E3779B97F4A7C15)
-
-
-def let_go():
-    """On Linux: give back the memory into which tables have been read. The system keeps the files in its own memory,
-    but what is mapped of them counts as this process's: a gigabyte after a thousand rows, as each drags in others."""
+def release_tables():
+    """On Linux: drop the pages of mapped tables from this process. Each row that is read maps its neighbours too, which
+    adds up to a gigabyte after a thousand rows. The system's file cache still has them."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         for line in open("/proc/self/maps"):
@@ -140,7 +146,7 @@ def let_go():
 
 
 def distinct(rows) -> np.ndarray:
-    """The numbers of the rows whose problem no row before them has: some data sets hold each a hundred times."""
+    """Row numbers of the first occurrence of each problem; some data sets repeat each a hundred times."""
     if isinstance(rows, list):  # built in
         return np.arange(len(rows))
     if isinstance(rows, Records):
@@ -155,6 +161,6 @@ def distinct(rows) -> np.ndarray:
         for part in parts:
             keys.append(hashes(part))
             if len(keys) % 8 == 0:
-                let_go()
+                release_tables()
         keys = np.concatenate(keys)
     return np.sort(np.unique(keys, return_index=True)[1])

@@ -435,18 +435,25 @@ def test_a_broken_row_far_behind_is_one_line_when_it_is_met(tmp_path, tokenizer)
     rows = [dict(problem=f"{i}+1", answer=str(i + 1)) for i in range(3000)]
     rows[2000]["answer"] = dict(value="7")
     problems = lazy(write(tmp_path / "late.jsonl", rows), tokenizer)
-    assert len(problems.first(1000, rows=1000)) == 1000
+    assert len(problems.first(1000, within=1000)) == 1000
     with pytest.raises(ValueError, match="late.jsonl: row 2001 has a dict where text or a number is needed"):
         draw(problems, 0, 3000, seed=0)
+
+
+def test_a_step_may_need_more_problems_than_can_be_used(tmp_path, tokenizer):
+    """One in five can be used, and a step needs a hundred: they come round again and again."""
+    rows = [dict(problem=f"{i}+1", answer=str(i + 1) if i % 5 == 0 else "") for i in range(50)]
+    found, place = take(lazy(write(tmp_path / "few.jsonl", rows), tokenizer), 0, 100, seed=0)
+    assert len(found) == 100 and len({p["problem"] for p in found}) == 10 and 450 < place <= 500
 
 
 def test_nothing_usable_among_the_first_thousand_rows_is_refused(tmp_path, tokenizer, capsys):
     rows = [dict(problem=f"{i}+1", answer="" if i < 1000 else "1") for i in range(1200)]
     problems = lazy(write(tmp_path / "none.jsonl", rows), tokenizer)
-    with pytest.raises(ValueError, match="no usable problem in the first 1,000 of its 1,200 rows .1,000 rows dropped"):
-        problems.first(1000, rows=1000)
+    with pytest.raises(ValueError, match="no usable problem among its first 1,000 different problems .1,000 rows"):
+        problems.first(1000, within=1000)
     rows[7]["answer"] = "8"
-    assert len(lazy(write(tmp_path / "one.jsonl", rows), tokenizer).first(1000, rows=1000)) == 1
+    assert len(lazy(write(tmp_path / "one.jsonl", rows), tokenizer).first(1000, within=1000)) == 1
     assert "dropped 999 rows" in capsys.readouterr().out
 
 

@@ -300,7 +300,7 @@ def test_a_data_file_that_has_changed_is_refused(train, problems_file, small, tm
     write(data, rows[1:] if change == "one row less" else [rows[0] | dict(problem="1+1", answer="2"), *rows[1:]])
     capsys.readouterr()
     assert train(tmp_path / "run", *flags, 2, "--resume") == 2
-    assert "other ones than the 48 of before" in error_line(capsys)
+    assert "has changed (48 problems before, " in error_line(capsys)
 
 
 # ------------------------------------------------------------------------------------------------ a full disk
