@@ -27,6 +27,7 @@ from common import arg
 from grpo import Config, advantages, token_loss
 from core.plan import ARCHS, architecture, report
 from core.rollout import Rollouts, decode
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
@@ -87,7 +88,7 @@ def open_run(cfg, folder: str):
     if cfg.arch:
         architecture(cfg.arch).save_pretrained(folder)
         tiny.make_tokenizer().save_pretrained(folder)
-        Path(folder, "model.safetensors").touch()  # RandomPolicy does not read it
+        save_file(dict(none=torch.zeros(1)), Path(folder, "model.safetensors"))  # RandomPolicy does not read it
         common.Policy, cfg.model = RandomPolicy, folder
     run = common.Run(cfg)
     run.policy.vocab = None if cfg.arch else run.policy.vocab  # None: all of it; the sampler is built for it

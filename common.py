@@ -217,11 +217,11 @@ class Run:
         with bad_input():
             graded = self.check is None
             self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
+            self.data_mark = fingerprint(self.problems) if rank() == 0 else None
             some = self.problems.first(cfg.limit) if cfg.limit else self.problems.first(1000, within=1000)
             self.problems = some if cfg.limit else self.problems
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
             self.tests = tests or []
-        self.data_mark = fingerprint(self.problems)
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         self.policy = self.new_model(lr=cfg.lr)

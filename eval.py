@@ -265,7 +265,7 @@ def evaluate(cfg, model=None) -> dict:
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
-        fail(f"prompt of {longest}: raise --max_prompt_tokens or lower --max_new_tokens ({about['context']} in all)")
+        fail(f"a prompt of {longest}: lower --max_new_tokens or raise --max_prompt_tokens ({about['context']} in all)")
     turns = [dict(role="system", content=cfg.system)] if cfg.system else []
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix, turns)["text"])
     if common.find_check(cfg.check):  # what counts is what is in the file

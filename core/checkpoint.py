@@ -62,11 +62,13 @@ def check_folder(folder: Path, config: dict):
             lock(folder / "config.json")
     if not old or not config["resume"]:
         return
-    old, new = ({**x, "script": x.get("about", {}).get("script")} for x in (old, config))
+    names = {"script": "script", "the text of the check": "check"}  # not flags
+    old, new = ({**x, **{key: x.get("about", {}).get(name) for key, name in names.items()}} for x in (old, config))
     differ = [name for name in old if name not in MAY_DIFFER and name in new and new[name] != old[name]]
     for name in MEANING:
         if name in differ:
-            fail(f"--resume: the run in {folder} has --{name} {old[name]}, not {new[name]}; give that or another --out")
+            had, has = (x[name] if x[name] != "" else "''" for x in (old, new))
+            fail(f"--resume: the run in {folder} has --{name} {had}, not {has}; give that or another --out")
     if differ:
         say("--resume: from here on " + ", ".join(f"{name} is {new[name]} (was {old[name]})" for name in differ))
 
@@ -93,7 +95,8 @@ def open_folder(folder: Path, config: dict, state: dict, data: list):
     (folder / "config.tmp").rename(folder / "config.json")  # which is locked from the first moment
     for file in (folder / "metrics.jsonl", folder / "samples.jsonl"):
         lines = file.read_text().splitlines(True) if step and file.exists() else []
-        lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= step]
+        with bad_input(f"{file} is broken, restore or remove it: ", (ValueError, KeyError)):
+            lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= step]
         file.with_suffix(".cut").write_text("".join(lines))
         file.with_suffix(".cut").rename(file)
 
@@ -109,6 +112,8 @@ def load(folder: Path, items: dict) -> dict:
     """Load the newest whole checkpoint in an output folder into the items; its state, or {} if there is none at all."""
     found = checkpoints(folder)[::-1]
     for checkpoint in found:
+        if lacking := [x for x in items if x != "trainer" and not any(checkpoint.glob(f"{x}*"))]:
+            fail(f"--resume: {checkpoint} has no {lacking[0]}; it is another script's: use that, or another --out")
         try:
             state = json.loads((checkpoint / "trainer.json").read_text())
             for name, item in items.items():

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import textwrap
+import zlib
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -50,7 +51,8 @@ def advise(kind, error, trace, show=sys.excepthook):
     """Python's own report of an error; if GPU memory ran out, with the flags to lower. A full disk is one line."""
     if disk_is_full(error):
         words = " ".join(str(error).split())[-200:]
-        return print(f"error: the disk is full ({words}); make room, then --resume continues", file=sys.stderr)
+        return print(f"error: the disk is full ({words}); make room, then go on: the same command, for training with "
+                     "--resume", file=sys.stderr)
     show(kind, error, trace)
     if issubclass(kind, torch.OutOfMemoryError):
         print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
@@ -138,6 +140,8 @@ PROBE = "we need to add 12 and 345:\n(x + 1)^2 = \\frac{1}{2}, so the answer is 
 def why_unfit(source, config, tokenizer) -> str:
     """Why a run with this model and tokenizer would fail or learn nonsense; "" if it would not."""
     back = tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if not back.strip():
+        return "there is no tokenizer in it"
     if back.strip() != PROBE.strip():
         return f"its tokenizer does not give back what it reads, {back[:20]!r} for {PROBE[:15]!r}; give another model"
     rows = config.get_text_config().vocab_size
@@ -221,7 +225,8 @@ def about(cfg) -> dict:
         name = item.name
         if name not in ("model", "out", "resume") and getattr(cfg, name) != usual.get(name, item.default):
             lines[name] = item.metadata.get("help", "").replace("%%", "%")
-    return dict(script=Path(sys.argv[0]).stem, unusual=lines)
+    text = Path(cfg.check).read_text() if find_check(cfg.check) else ""
+    return dict(script=Path(sys.argv[0]).stem, unusual=lines, check=zlib.crc32(text.encode()))
 
 
 def parse(config_class, doc: str, argv: list[str] | None = None):
@@ -334,6 +339,6 @@ def find_check(file: str):
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
         return module.check
-    except Exception as error:  # whatever somebody else's file raises
+    except (Exception, SystemExit) as error:  # whatever somebody else's file raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         fail(f"--check {file}: {reason}; give a Python file that defines check(response, problem)")

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from datetime import date
 from numbers import Number
+from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -70,7 +71,7 @@ def render(problem: str, template: str, tokenizer, turns=()) -> str:
         talk = [dict(role="system", content="\n\n".join(system)), *talk]
     try:
         return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **FIXED_DATE) + start
-    except (ValueError, jinja2.TemplateError) as error:
+    except (ValueError, TypeError, jinja2.TemplateError) as error:
         reason = error if tokenizer.chat_template else "there is none"
         raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} can't write ({reason}); use "
                          "--template plain, or a text with {problem}") from None
@@ -147,8 +148,9 @@ def answer_of(row: dict) -> str:
 def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
     """A row as a problem (see Problems), or in words why it is left out. Raises ValueError: what the row has that is
     wrong."""
-    row = row if isinstance(row, dict) else {}
-    if None in row:  # see files.scan_table()
+    if not isinstance(row, dict):
+        raise ValueError("no columns; each row must be a JSON object")
+    if None in row:  # see files.Records
         raise ValueError("more cells than the header")
     if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
         row = row["reward_model"] | row
@@ -187,7 +189,12 @@ class Problems:
             raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with "
                              "{problem}")
         try:
-            render("1", cfg.template, tokenizer)
+            system = [dict(role="system", content=cfg.system)] if getattr(cfg, "system", "") else []
+            text = render("7+35", cfg.template, tokenizer, system)
+            for part in ["7+35", *(turn["content"].strip() for turn in system)]:
+                if part not in text:
+                    raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} leaves out, such as "
+                                     f"{part[:40]!r}; use --template plain, or a text with {{problem}}")
         except ValueError as error:
             raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
         self.name, self.tokenizer, self.cfg, self.graded = name, tokenizer, cfg, graded
@@ -224,7 +231,8 @@ class Problems:
         found = list(itertools.islice((problem for i in bar if (problem := self[i])), count))
         where = f" among its first {looked:,} different problems" if looked < len(self) else " in it"
         if not found:
-            raise ValueError(f"data {self.name}: no usable problem{where} ({self.dropped.total():,} rows dropped)")
+            why = "".join(f"; {reason}: {count:,}" for reason, count in self.dropped.items())
+            raise ValueError(f"data {self.name}: no usable problem{where} ({self.dropped.total():,} rows dropped{why})")
         for reason, dropped in self.dropped.items():
             say(f"{self.name}: dropped {dropped:,} rows {reason}" + where * (looked < len(self)))
         return found
@@ -232,14 +240,19 @@ class Problems:
 
 def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, split: str = "train") -> list[dict]:
     """The problems of a data set that can be used, the first `limit` or (0) all, repeated ones too; see Problems."""
-    return Problems(name, tokenizer, cfg, graded, split, repeats=True).first(limit or sys.maxsize)
+    return Problems(name, tokenizer, cfg, graded, split, repeats=True).first(min(limit or sys.maxsize, sys.maxsize))
 
 
-def fingerprint(problems) -> list[int]:
-    """[how many problems, a checksum of some of them]: a resumed run has to see the same."""
-    places = range(0, len(problems), max(1, len(problems) // 16))
-    rows = [problems.rows[int(problems.numbers[i])] if isinstance(problems, Problems) else problems[i]["row"]
-            for i in places]
+def fingerprint(problems: Problems) -> list[int]:
+    """[how many problems, a checksum]: a resumed run has to see the same. The checksum is of a local file's bytes; of
+    another data set it is that of some rows."""
+    if Path(problems.name).is_file():
+        checksum = 0
+        with open(problems.name, "rb") as file:
+            while piece := file.read(2**24):
+                checksum = zlib.crc32(piece, checksum)
+        return [len(problems), checksum]
+    rows = [problems.rows[int(i)] for i in problems.numbers[:: max(1, len(problems) // 16)]]
     return [len(problems), zlib.crc32(repr(rows).encode("utf-8", "replace"))]
 
 

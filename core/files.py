@@ -41,9 +41,8 @@ def open_file(name: str):
     return unpacked
 
 
-def scan_table(file, delimiter: str, header=None):
-    """Yields (offset in bytes, row) from the file's current position; blank lines are skipped. header: the columns, if
-    they are not the next line. Cells stay text, unchanged. The key None marks a row with more cells than columns."""
+def scan_table(file, delimiter: str):
+    """Yields (offset in bytes, cells) from the file's current position; blank lines are skipped. Cells stay text."""
     at = file.tell()
 
     def lines():
@@ -53,15 +52,10 @@ def scan_table(file, delimiter: str, header=None):
             yield line.decode("utf-8-sig")
 
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    header = header or next(reader, [])
     start = at
-    for cells in reader:
-        row = dict(zip(header, cells + [None] * (len(header) - len(cells))))
-        if len(cells) > len(header):
-            row[None] = cells[len(header) :]
+    for cells in csv.reader(lines(), delimiter=delimiter, strict=True):
         if any(cells):
-            yield start, row
+            yield start, cells
         start = at
 
 
@@ -96,9 +90,11 @@ class Records:
             size = self.file.seek(0, os.SEEK_END)
             with tqdm(total=size, desc=f"reading {name}", disable=rank() > 0, **bar_style()) as bar:
                 for start, row in self.scan(0):
+                    if self.delimiter and self.header is None:
+                        self.header = row
+                        continue
                     self.starts.append(start)
-                    self.keys.append(key(row))
-                    self.header = self.header or (list(row) if self.delimiter else None)
+                    self.keys.append(key(self.named(row)))
                     bar.update(start - bar.n)
         except UnicodeDecodeError as error:
             raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
@@ -107,13 +103,22 @@ class Records:
 
     def scan(self, start: int):
         self.file.seek(start)
-        return scan_table(self.file, self.delimiter, self.header) if self.delimiter else scan_lines(self.file)
+        return scan_table(self.file, self.delimiter) if self.delimiter else scan_lines(self.file)
+
+    def named(self, row):
+        """The cells of a table as {column: cell}. Of columns with the same name the first counts; the key None marks a
+        row with more cells than the header."""
+        if not self.delimiter:
+            return row
+        cells = row + [None] * (len(self.header) - len(row))
+        more = {None: cells[len(self.header) :]} if len(row) > len(self.header) else {}
+        return dict(zip(self.header[::-1], cells[len(self.header) - 1 :: -1])) | more
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, i: int):
-        return next(self.scan(self.starts[i]))[1] if self.all is None else self.all[i]
+        return self.named(next(self.scan(self.starts[i]))[1]) if self.all is None else self.all[i]
 
 
 # ------------------------------------------------------------------------------------------------ locks

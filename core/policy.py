@@ -168,7 +168,12 @@ class Policy(nn.Module):
     def load(self, model, config, kind=AutoModelForCausalLM, **how):
         """The transformers model, whose weights rank 0 alone reads. A critic overrides this and head()."""
         if rank() == 0:
-            lm = kind.from_pretrained(model, config=config, use_safetensors=True, trust_remote_code=False, **how)
+            try:
+                lm = kind.from_pretrained(model, config=config, use_safetensors=True, trust_remote_code=False, **how)
+            except (RuntimeError, ImportError) as error:  # weights of another size, a package for quantised ones
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ValueError(" ".join(str(error).split())[:300]) from None
             make_savable(getattr(lm, "generation_config", None))
         else:
             with torch.device("meta"):

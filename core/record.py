@@ -60,7 +60,7 @@ def introduction(run):
     size = sum(parameter.numel() for parameter in run.policy.lm.parameters())
     size = f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.3g} M" if size >= 1e7 else f"{size / 1e6:.2f} M"
     updates = cfg.updates_per_step * getattr(cfg, "epochs", 1)
-    sampler = "plain torch" if isinstance(run.sampler, TorchSampler) else "vLLM"
+    sampler = ", sampler: plain torch" if isinstance(run.sampler, TorchSampler) else ""  # vLLM has said it
     values = {name: str(getattr(cfg, name)) for name in about["unusual"]}
     values = {name: value.lower() if value in ("True", "False") else value for name, value in values.items()}
     unusual = " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
@@ -71,7 +71,7 @@ def introduction(run):
         f"{plural(cfg.samples_per_prompt, 'response')}, {plural(updates, 'update')} each, lr {short(cfg.lr)}"
         + (f"; {run.step} done, going on from there" if run.step else "")
     ))
-    say(fitted(f"{hardware(run.device)}, sampler: {sampler}; {cfg.out} (all settings: config.json)"))
+    say(fitted(f"{hardware(run.device)}{sampler}; {cfg.out} (all settings: config.json)"))
     if unusual:
         say(fitted(f"unusual: {unusual}"))
     say(fitted(f"first prompt: {shortened(prompt)!r}"))
@@ -212,7 +212,7 @@ def conclusion(run):
     """On rank 0: curves.png and show.html of a finished run, and what has come of it in words."""
     out = run.cfg.out
     plot.draw([out], out + "/curves.png")
-    for row in (0, 4) if run.evaluated else ():
+    for row in [row for row in (0, 4) if run.evaluated and row < len(run.evaluated.texts)]:
         say("\n".join(f"{k}: {x}" for k, x in run.evaluated.show(row, run.tokenizer).items()) + "\n")
     rows = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
     if tests := [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]:

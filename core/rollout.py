@@ -198,7 +198,7 @@ def apply_check(check, text: str, problem: dict) -> tuple[float, str]:
     try:
         value = float(check(text, columns))
         return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")
-    except Exception as error:  # whatever somebody else's code raises
+    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
         return 0.0, f"it raised {type(error).__name__}: {error}"
 
 

@@ -59,6 +59,7 @@ def open_hub(name: str, split: str):
     """The rows of a data set on the hub, or in a local folder that is laid out as there."""
     import datasets  # here, because the import takes a second
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said once, below
     path, config, own = DATA[name] if name in DATA else hub.split_name(name)
     if not Path(path).is_dir():
         if "/" not in path:
@@ -80,11 +81,15 @@ def open_hub(name: str, split: str):
 def open_parquet(name: str):
     """The rows of a local .parquet file."""
     import datasets
+    import pyarrow.parquet
     from pyarrow.dataset import ParquetFragmentScanOptions
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     if name.lower().endswith(".gz"):
         raise ValueError("a .parquet file is compressed within; unpack the .gz first")
     open_file(name).close()  # is it there
+    if not pyarrow.parquet.read_metadata(name).num_rows:
+        raise ValueError("there are no rows in it")
     piece_by_piece = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # else all of it at once
     try:
         return datasets.load_dataset("parquet", data_files=glob.escape(name), split="train",

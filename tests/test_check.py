@@ -99,6 +99,13 @@ def test_training_on_a_task_of_ones_own(train, tmp_path, words_file, check_file)
     assert all(row["correct"] == ("boxed" in row["response"]) for row in saved)
 
 
+def test_a_check_that_leaves_counts_as_0(train, tmp_path, capsys):
+    check = tmp_path / "leaves.py"
+    check.write_text("import sys\n\n\ndef check(response, problem):\n    sys.exit(0)\n")
+    assert train(tmp_path / "run", "--check", check, "--steps", 1) == 0
+    assert metrics(tmp_path / "run")[1]["check_errors"] == 44 and "SystemExit" in capsys.readouterr().out
+
+
 BROKEN = [
     (None, "FileNotFoundError"), ("def check(response, problem)\n", "SyntaxError"), ("import no_such_module\n",
      "ModuleNotFoundError"), ("def grade(response, problem): ...\n", "has no attribute 'check'"),

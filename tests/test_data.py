@@ -160,7 +160,7 @@ def test_limit_takes_the_first(tmp_path, tokenizer):
 @pytest.mark.parametrize("name, text, says", [
     ("broken.jsonl", '{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "ans\n', ["row 2", "JSON"]),
     ("column.jsonl", '{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "level": 3}\n', ["row 2", "level"]),
-    ("list.jsonl", '[1, 2]\n', ["row 1", "problem"]),
+    ("list.jsonl", '[1, 2]\n', ["row 1", "JSON object"]),
     ("empty.jsonl", "", ["no usable problem"]),
     ("unusable.jsonl", '{"problem": "1+1", "answer": ""}\n', ["no usable problem", "1 row"]),
     ("latin.jsonl", b'{"problem": "1+1", "answer": "2"}\n{"problem": "caf\xe9", "answer": "2"}\n', ["row 2"]),
@@ -218,6 +218,30 @@ def test_every_ending_is_read_and_a_name_is_no_pattern(tmp_path, tokenizer, name
     file, text = tmp_path / (name + ".gz" * zipped), TEXTS[name].encode()
     file.write_bytes(gzip.compress(text) if zipped else text)
     assert rows_of(file, tokenizer) == [("1+1", "2")]
+
+
+@pytest.mark.parametrize("header, row", [("problem,answer,,", "1+1,2,,"), ("problem,answer,answer", "1+1,2,3"),
+                                         (",problem,answer", "0,1+1,2")])  # fmt: skip
+def test_a_csv_as_a_spreadsheet_writes_it(tmp_path, tokenizer, header, row):
+    """Empty columns at the end, an index without a name; of two columns with one name the first counts."""
+    (tmp_path / "sheet.csv").write_text(f"{header}\n{row}\n,,,\n{row}\n")
+    assert rows_of(tmp_path / "sheet.csv", tokenizer) == [("1+1", "2")] * 2
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[1, 2]", "[null]", '["a"]'])
+def test_json_that_has_no_columns_says_so(tmp_path, tokenizer, text):
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(ValueError, match="row 1 has no columns; each row must be a JSON object"):
+        load(tmp_path / "odd.json", tokenizer)
+
+
+def test_a_parquet_file_without_rows_or_in_a_gz_says_so(tmp_path, tokenizer):
+    file = write(tmp_path / "none.parquet", [dict(problem="1+1", answer="2")][:0] or {"problem": [], "answer": []})
+    with pytest.raises(ValueError, match="no rows"):
+        load(file, tokenizer)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(Path(file).read_bytes()))
+    with pytest.raises(ValueError, match="unpack the .gz first"):
+        load(tmp_path / "a.parquet.gz", tokenizer)
 
 
 @pytest.mark.parametrize("name, text, says", [
@@ -466,8 +490,9 @@ def test_a_set_without_a_usable_row_ends_the_search(tmp_path, tokenizer):
 def test_another_set_of_problems_has_another_fingerprint(tmp_path, tokenizer):
     rows = [dict(problem=f"{i}+1", answer=str(i + 1)) for i in range(20)]
     mark = lambda rows: fingerprint(lazy(write(tmp_path / "marks.jsonl", rows), tokenizer))
-    assert mark(rows) == mark(rows) == fingerprint(lazy(tmp_path / "marks.jsonl", tokenizer)[:])
-    assert mark(rows) != mark(rows[:-1]) and mark(rows) != mark([rows[0] | dict(answer="2", problem="x"), *rows[1:]])
+    assert mark(rows) == mark(rows) != mark(rows[:-1])
+    for i in range(20):
+        assert mark(rows) != mark([*rows[:i], rows[i] | dict(answer="77"), *rows[i + 1 :]])
 
 
 # ------------------------------------------------------------------------------------------------ templates
@@ -533,6 +558,13 @@ def test_a_chat_template_that_refuses_a_system_turn_or_is_missing_is_one_line(to
         load(file, refuses, "qwen-math")
     with pytest.raises(ValueError, match="row 1 has turns that .* can't write .no system role"):
         load(system, refuses, "chat")
+    users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    drops = rebuilt(tokenizer, tmp_path, template=users)
+    with pytest.raises(ValueError, match="leaves out, such as 'be brief'"):
+        Problems(file, drops, SimpleNamespace(template="chat", system="be brief", max_prompt_tokens=99))
+    drops.chat_template = "always the same"
+    with pytest.raises(ValueError, match="leaves out, such as '7.35'"):
+        load(file, drops, "chat")
     refuses.chat_template = None
     with pytest.raises(ValueError, match="there is none.*--template plain"):
         load(file, refuses, "chat")

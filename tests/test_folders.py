@@ -16,6 +16,7 @@ from helpers import error_line, files, metrics, refused, start, weights, write
 import common
 import eval as evaluation
 import grpo
+import ppo
 import raft
 import core.files
 from core.files import disk_is_full, lock
@@ -278,6 +279,22 @@ def test_what_else_is_new_is_said_and_the_run_goes_on(again):
 def test_another_algorithm_is_said(again):
     status, words, _ = again("--steps", 3, module=raft)
     assert status == 0 and "script is raft (was grpo)" in words
+
+
+def test_another_text_of_the_check_is_said(train, tmp_path, small, capsys):
+    check = tmp_path / "check.py"
+    check.write_text("def check(response, problem):\n    return 1\n")
+    assert train(tmp_path / "run", "--steps", 1, "--check", check) == 0
+    check.write_text("def check(response, problem):\n    return 0\n")
+    common.find_check.cache_clear()
+    assert train(tmp_path / "run", "--steps", 2, "--check", check, "--resume") == 0
+    assert "the text of the check is" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_critic_is_another_scripts(again):
+    status, words, touched = again("--steps", 3, module=ppo)
+    assert status == 2 and not touched and "has no critic; it is another script's: use that" in words
+    assert "broken" not in words and "Traceback" not in words
 
 
 def test_nothing_is_said_where_nothing_is_new(again):

@@ -348,6 +348,19 @@ def test_a_bad_row_is_one_line_with_its_place(train, tmp_path, capsys):
         assert str(file) in line and "row 2" in line
 
 
+def test_an_evaluation_may_have_a_single_problem(train, tmp_path):
+    assert train(tmp_path / "run", "--steps", 1, "--eval_problems", 1) == 0
+
+
+@pytest.mark.parametrize("change, says", [(dict(hidden_size=64), "size"), (dict(vocab_size=9999), "size")])
+def test_a_config_that_does_not_fit_the_weights(train, tmp_path, capsys, tiny_path, change, says):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert says in refused(train, tmp_path, capsys, "--model", folder, "--template", "chat")
+
+
 def test_more_tokens_than_the_context_holds(train, tmp_path, capsys):
     """The tiny model's is 2,048: 1,024 for the prompt leave 1,024."""
     line = refused(train, tmp_path, capsys, "--max_new_tokens", 1025)
