@@ -112,8 +112,6 @@ def load(folder: Path, items: dict) -> dict:
     """Load the newest whole checkpoint in an output folder into the items; its state, or {} if there is none at all."""
     found = checkpoints(folder)[::-1]
     for checkpoint in found:
-        if lacking := [x for x in items if x != "trainer" and not any(checkpoint.glob(f"{x}*"))]:
-            fail(f"--resume: {checkpoint} has no {lacking[0]}; it is another script's: use that, or another --out")
         try:
             state = json.loads((checkpoint / "trainer.json").read_text())
             for name, item in items.items():

@@ -16,7 +16,6 @@ from helpers import error_line, files, metrics, refused, start, weights, write
 import common
 import eval as evaluation
 import grpo
-import ppo
 import raft
 import core.files
 from core.files import disk_is_full, lock
@@ -167,7 +166,7 @@ def holder():
         process.wait()
 
 
-@pytest.mark.parametrize("module", [grpo, raft])
+@pytest.mark.parametrize("module", [grpo, pytest.param(raft, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_died(
     train, tmp_path, capsys, holder, module, resume
@@ -289,12 +288,6 @@ def test_another_text_of_the_check_is_said(train, tmp_path, small, capsys):
     common.find_check.cache_clear()
     assert train(tmp_path / "run", "--steps", 2, "--check", check, "--resume") == 0
     assert "the text of the check is" in capsys.readouterr().out
-
-
-def test_a_checkpoint_without_a_critic_is_another_scripts(again):
-    status, words, touched = again("--steps", 3, module=ppo)
-    assert status == 2 and not touched and "has no critic; it is another script's: use that" in words
-    assert "broken" not in words and "Traceback" not in words
 
 
 def test_nothing_is_said_where_nothing_is_new(again):
