@@ -152,7 +152,7 @@ def release_tables():
 
 def distinct(rows) -> np.ndarray:
     """Row numbers of the first occurrence of each problem; some data sets repeat each a hundred times."""
-    if isinstance(rows, list):  # built in
+    if isinstance(rows, list) or not len(rows):  # built in, or none at all
         return np.arange(len(rows))
     if isinstance(rows, Records):
         keys = np.array(rows.keys)
