@@ -560,8 +560,8 @@ def test_a_page_of_a_real_model(train, tmp_path):
     if not model:
         pytest.skip("no SmolLM2 here; test_smollm2 fetches it")
     size = ["--steps", 2, "--prompts_per_step", 4, "--samples_per_prompt", 4, "--max_new_tokens", 24]
-    data = ["--model", model, "--data", "easy", "--template", "easy", "--max_prompt_tokens", 256]
-    assert train(tmp_path / "run", *size, *data, "--tokens_per_micro", 2048, "--lr", 1e-5, "--eval_data", "", base=[]) == 0
+    data = ["--model", model, "--eval_data", "", "--data", "easy", "--template", "easy", "--max_prompt_tokens", 256]
+    assert train(tmp_path / "run", *size, *data, "--tokens_per_micro", 2048, "--lr", 1e-5, base=[]) == 0
     rows = [row for row in read(tmp_path / "run/samples.jsonl") if row["step"] == 2]
     (look,) = browse(tmp_path / "run/show.html", "slide(1); shade('change'); seen.push(look());")
     for card, row in zip(look["cards"], rows, strict=True):
