@@ -15,7 +15,6 @@ and every setting that moves them; and a figure of the same name. The same comma
 import json
 import os
 import sys
-import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from common import arg, bad_input, fail, say
 from core.data import DATA, encode, load_data
 from core.evaluation import (count, crossing, describe, holm, label, maj_at_k, mean_lengths, pass_at_k, permutation_p,
                              read_responses, saved_lines, solvable, spread, transitions, with_interval)  # fmt: skip
-from core.files import lock, try_folder
+from core.files import checksum, lock, try_folder
 from core.processes import all_reduce, rank, watched
 from core.rollout import Batch, about_problem, examine, problem_of, score
 from core.verify import extract, last_boxed, normalise
@@ -269,7 +268,7 @@ def evaluate(cfg, model=None) -> dict:
     turns = [dict(role="system", content=cfg.system)] if cfg.system else []
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix, turns)["text"])
     if common.find_check(cfg.check):  # what counts is what is in the file
-        settings["check"] += f", checksum {zlib.crc32(Path(cfg.check).read_bytes()):08x}"
+        settings["check"] += f", checksum {checksum(cfg.check):08x}"
     if rank() == 0:
         old = checked(json.loads, (out / "summary.json").read_text() if (out / "summary.json").exists() else "{}")
         old = old.get("settings", {})

@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 import textwrap
-import zlib
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -23,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, HfArgument
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from core import hub
-from core.files import disk_is_full
+from core.files import checksum, disk_is_full
 from core.processes import first_to_say, leave, rank, world
 
 
@@ -225,8 +224,8 @@ def about(cfg) -> dict:
         name = item.name
         if name not in ("model", "out", "resume") and getattr(cfg, name) != usual.get(name, item.default):
             lines[name] = item.metadata.get("help", "").replace("%%", "%")
-    text = Path(cfg.check).read_text() if find_check(cfg.check) else ""
-    return dict(script=Path(sys.argv[0]).stem, unusual=lines, check=zlib.crc32(text.encode()))
+    check = checksum(cfg.check) if find_check(cfg.check) else 0  # of its text
+    return dict(script=Path(sys.argv[0]).stem, unusual=lines, check=check)
 
 
 def parse(config_class, doc: str, argv: list[str] | None = None):

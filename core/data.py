@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core.answers import gold_answer, last_boxed
+from core.files import checksum
 from core.processes import bar_style, gather, rank, say, world
 from core.rows import DATA, PROBLEM, distinct, easy_problems, open_rows, problem_cell, release_tables  # noqa: F401
 
@@ -216,7 +217,7 @@ class Problems:
             raise ValueError(f"data {self.name}: row {place + 1} has {str(error).splitlines()[0]}") from None
         self.read += 1
         if self.read % 64 == 0:
-            release_tables()
+            release_tables(self.rows)
         if isinstance(problem, str):
             self.dropped[problem] += 1
             problem = None
@@ -247,13 +248,14 @@ def fingerprint(problems: Problems) -> list[int]:
     """[how many problems, a checksum]: a resumed run has to see the same. The checksum is of a local file's bytes; of
     another data set it is that of some rows."""
     if Path(problems.name).is_file():
-        checksum = 0
-        with open(problems.name, "rb") as file:
-            while piece := file.read(2**24):
-                checksum = zlib.crc32(piece, checksum)
-        return [len(problems), checksum]
+        return [len(problems), checksum(problems.name)]
     rows = [problems.rows[int(i)] for i in problems.numbers[:: max(1, len(problems) // 16)]]
     return [len(problems), zlib.crc32(repr(rows).encode("utf-8", "replace"))]
+
+
+def epoch_order(problems, seed: int, epoch: int) -> np.ndarray:
+    """The places of all problems, in the order of this epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(len(problems))
 
 
 def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
@@ -266,7 +268,7 @@ def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
         places = []
         for epoch, i in (divmod(j, len(problems)) for j in range(place, place + count - len(found))):
             if epoch not in orders:
-                orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(problems))}
+                orders = {epoch: epoch_order(problems, seed, epoch)}
             places.append(int(orders[epoch][i]))
         place += len(places)
         if isinstance(problems, Problems) and len(problems) > FEW:

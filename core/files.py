@@ -121,6 +121,15 @@ class Records:
         return self.named(next(self.scan(self.starts[i]))[1]) if self.all is None else self.all[i]
 
 
+def checksum(name) -> int:
+    """Of the bytes of a file: CRC-32."""
+    value = 0
+    with open(name, "rb") as file:
+        while piece := file.read(2**24):
+            value = zlib.crc32(piece, value)
+    return value
+
+
 # ------------------------------------------------------------------------------------------------ locks
 _held = []  # the files that this process has locked, open
 
@@ -156,7 +165,9 @@ def try_folder(folder: Path):
 
 def disk_is_full(error) -> bool:
     """Whether an error, or one that led to it, says that there is no room on the disk."""
-    while error is not None:
+    seen = []  # a chain of errors can be a ring
+    while error is not None and error not in seen:
+        seen.append(error)
         if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__

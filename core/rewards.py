@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.data import epoch_order
 from core.processes import rank, say, watched
 from core.rollout import Rollouts, decode, generate, score, verified
 from core.sampler import uniforms
@@ -133,7 +134,7 @@ def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, toke
     count = min(len(problems), cfg.steps * cfg.prompts_per_step)
     if resumed:
         count = len(file.read_text().splitlines()) if file.exists() else 0
-    order = np.random.default_rng([cfg.seed, 0]).permutation(len(problems))  # the first epoch's
+    order = epoch_order(problems, cfg.seed, 0)
     pool = list(itertools.islice((problem for i in order if (problem := problems[int(i)])), count))
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]

@@ -139,10 +139,10 @@ def hashes(column) -> np.ndarray:
     return sums[ends] - sums[starts]
 
 
-def release_tables():
-    """On Linux: drop the pages of mapped tables from this process. Each row that is read maps its neighbours too, which
-    adds up to a gigabyte after a thousand rows. The system's file cache still has them."""
-    if sys.platform == "linux":
+def release_tables(rows):
+    """On Linux, if the rows are a mapped table: drop its pages from this process. Each row that is read maps its
+    neighbours too, which adds up to a gigabyte after a thousand rows. The system's file cache still has them."""
+    if sys.platform == "linux" and hasattr(rows, "column_names"):
         libc = ctypes.CDLL(None)
         for line in open("/proc/self/maps"):
             if line.rstrip().endswith(".arrow"):
@@ -166,6 +166,6 @@ def distinct(rows) -> np.ndarray:
         for part in parts:
             keys.append(hashes(part))
             if len(keys) % 8 == 0:
-                release_tables()
+                release_tables(rows)
         keys = np.concatenate(keys)
     return np.sort(np.unique(keys, return_index=True)[1])
