@@ -26,13 +26,14 @@ from tqdm import tqdm  # noqa: F401
 from transformers import logging
 
 from core import checkpoint, hub, record
-from core.config import (MODELS, about, arg, bad_input, check_bounds, choose_template, default_out, fail,  # noqa: F401
+from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out,  # noqa: F401
                          find_check, find_model, longest_sequence, parse, suited)  # fmt: skip
 from core.data import TEMPLATES, Problems, draw, fingerprint, load_data, take  # noqa: F401
 from core.policy import Policy
-from core.processes import all_reduce, rank, say, start_processes, world
-from core.rewards import REWARDS, compute_rewards, labelled, reward_names  # noqa: F401
-from core.rollout import Batch, OldValues, Rollouts, examine, generate, grade, split
+from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, world
+from core.minibatches import split
+from core.rewards import REWARDS, compute_rewards, examine, grade, labelled, reward_names  # noqa: F401
+from core.rollout import Batch, OldValues, Rollouts, generate
 from core.sampler import TorchSampler, choose_sampler, new_sampler
 from core.verify import verify, verify_all  # noqa: F401
 

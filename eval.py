@@ -14,9 +14,11 @@ and every setting that moves them; and a figure of the same name. The same comma
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +26,18 @@ import common
 import numpy as np
 import plot
 import torch
-from common import arg, bad_input, fail, say
-from core.data import DATA, encode, load_data
-from core.evaluation import (count, crossing, describe, holm, label, maj_at_k, mean_lengths, pass_at_k, permutation_p,
-                             read_responses, saved_lines, solvable, spread, transitions, with_interval)  # fmt: skip
+from common import arg
+from core.data import encode, load_data
+from core.rows import DATA
+from core.processes import all_reduce, bad_input, fail, rank, say, watched, world
+from core.rewards import examine, score
+from core.rollout import Batch
+from core.sampler import TorchSampler
+from core.saved import about_problem, problem_of, read_responses, saved_lines
+from core.saved import rows_of as rows_to_save
+from core.stats import (count, crossing, holm, maj_at_k, mean_lengths, pass_at_k, permutation_p, solvable, spread,
+                        transitions, with_interval)
 from core.files import checksum, lock, try_folder
-from core.processes import all_reduce, rank, watched
-from core.rollout import Batch, about_problem, examine, problem_of, score
 from core.verify import extract, last_boxed, normalise
 
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
@@ -200,6 +207,32 @@ def rescore(cfg):
 
 
 # ======================================================================================================== evaluating
+def label(name: str, names: list[str]) -> str:
+    """The name of a benchmark in the output folder. A file: without its ending, with as many parent folders as it takes
+    to be unique among the names."""
+
+    def parts(name):
+        path = Path(name.removesuffix(".gz"))
+        return path.with_suffix("").absolute().parts if Path(name).is_file() else (re.sub("[/:]+", "-", name),)
+
+    for size in range(1, len(parts(name)) + 1):
+        if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
+            return "-".join(parts(name)[-size:])
+    return re.sub("[/:.]+", "-", name).strip("-")  # two files that differ only in their ending keep it
+
+
+def describe(policy, sampler) -> dict:
+    """What moves the numbers of an evaluation besides its flags: a checksum of the weights, versions, precision,
+    engine, number of processes, hardware. All ranks have to call it together."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
+    if not isinstance(sampler, TorchSampler):
+        versions["vllm"] = sampler.version
+    checksum = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return dict(weights=checksum, versions=versions, dtype=str(policy.dtype), engine=type(sampler).__name__,
+                processes=world(), hardware=hardware)  # fmt: skip
+
+
 def open_model(cfg) -> tuple:
     """(policy without an optimizer, sampler with its weights, tokenizer, description of them) to evaluate cfg.model."""
     device = common.start_processes()  # first, for whatever fails from here on may fail on one rank alone
@@ -254,7 +287,7 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
         rollouts = examine(sampler, tokenizer, problems[i : i + size], cfg.samples, seed, cfg, first=i, check=check)
         if rank() == 0:
             with open(file, "a") as out:
-                out.write("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(seed, i)))
+                out.write("".join(json.dumps(row, default=str) + "\n" for row in rows_to_save(rollouts, seed, i)))
 
 
 def evaluate(cfg, model=None) -> dict:

@@ -28,10 +28,11 @@ import torch
 import grpo
 import reinforce_rej
 from core import report
-from core.config import ROOT, bad_input, fail
+from core.config import ROOT
+from core.processes import bad_input, fail
 from core.experiments import (Experiments, accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
                               only, passed, scatter, scatter_of_means, slope, to_python)  # fmt: skip
-from core.rollout import token_weights
+from core.minibatches import token_weights
 
 # ============================================================================================== the two tables
 # Words in capitals stand for flags that depend on the model, see flags(): WIDE trains on problems of which the base

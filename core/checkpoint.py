@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from core.config import bad_input, fail
 from core.files import lock, room_on_disk, try_folder
 from core.policy import Policy
-from core.processes import rank, say
+from core.processes import bad_input, fail, rank, say
 
 
 def checkpoints(folder: Path) -> list[Path]:

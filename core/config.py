@@ -16,49 +16,12 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import numpy as np
-import torch
-from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, HfArgumentParser
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from core import hub
-from core.files import checksum, disk_is_full
-from core.processes import first_to_say, leave, rank, world
-
-
-# ------------------------------------------------------------------------------------------------ bad input
-def fail(message: str):
-    """Bad input: one line on stderr that says what, where and what to do; exit status 2. Any rank may call this. If
-    several fail with the same message, only one prints it."""
-    if first_to_say(message):
-        who = f" (rank {rank()})" if world() > 1 else ""
-        tqdm.write(f"error: {message}{who}", file=sys.stderr)  # which clears a progress bar
-    leave(2)
-    raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def bad_input(where="", kinds=(OSError, ValueError)):
-    """Errors of these kinds inside are bad input: fail() with `where` and the first line of the error."""
-    try:
-        yield
-    except kinds as error:
-        fail(where + str(error).splitlines()[0])
-
-
-def advise(kind, error, trace, show=sys.excepthook):
-    """Python's own report of an error; if GPU memory ran out, with the flags to lower. A full disk is one line."""
-    if disk_is_full(error):
-        words = " ".join(str(error).split())[-200:]
-        return print(f"error: the disk is full ({words}); make room, then go on: the same command, for training with "
-                     "--resume", file=sys.stderr)
-    show(kind, error, trace)
-    if issubclass(kind, torch.OutOfMemoryError):
-        print("error: out of GPU memory; lower --tokens_per_micro (training) or --vllm_memory (sampling), or give "
-              "--offload true", file=sys.stderr)
-
-
-sys.excepthook = advise
+from core.files import checksum
+from core.processes import fail
 
 
 # ------------------------------------------------------------------------------------------------ models

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from core.answers import gold_answer, last_boxed
 from core.files import checksum
 from core.processes import bar_style, gather, rank, say, world
-from core.rows import DATA, PROBLEM, distinct, easy_problems, open_rows, problem_cell, release_tables  # noqa: F401
+from core.rows import PROBLEM, distinct, open_rows, problem_cell, release_tables
 
 _SOBER = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "

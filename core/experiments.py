@@ -22,7 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from core.config import ROOT
-from core.evaluation import count, mean_lengths, pass_at_k, read_responses, transitions
+from core.saved import read_responses
+from core.stats import count, mean_lengths, pass_at_k, transitions
 
 CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
 LAST_WORDS = 200  # characters of a failed run's log that are shown

@@ -8,8 +8,6 @@
            ranks changes a gradient
 """
 
-import heapq
-import math
 import os
 import warnings
 from types import SimpleNamespace
@@ -20,84 +18,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from core.head import CHUNK, Chunks, logits_of
+from core.minibatches import plan
 from core.packing import Pack
 from core.processes import all_reduce, rank, world
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when a lone process saves a checkpoint
 
 
-# ------------------------------------------------------------------------------------------------ plan
-def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[list[int]]]:
-    """Token-balanced micro-batches: result[m][r] lists the units (rows, or groups of rows that stay together) of
-    micro-batch m on rank r, the longest first.
-
-    Every rank computes the same plan, and all ranks run the same number of micro-batches. Greedy: units go, from the
-    longest to the shortest, to the emptiest of ranks x M bins, where M is the smallest number that respects the budget.
-    A unit longer than the budget gets a bin of its own. A bin can be empty: its rank then runs a unit of weight 0.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
-    while True:
-        heap, bins = [(0, b) for b in range(micros * ranks)], [[] for _ in range(micros * ranks)]
-        for i in order:
-            load, b = heap[0]
-            bins[b].append(i)
-            heapq.heapreplace(heap, (load + lengths[i], b))
-        if all(load <= tokens_per_micro or len(bins[b]) == 1 for load, b in heap):
-            break
-        micros = max(micros + 1, math.ceil(micros * 1.02))
-    by_load = sorted(heap, key=lambda item: (-item[0], item[1]))  # bins of similar load run at the same time
-    micro_batches = [[bins[b] for _, b in by_load[m * ranks : (m + 1) * ranks]] for m in range(micros)]
-    return [row[::-1] if m % 2 else row for m, row in enumerate(micro_batches)]  # every rank gets large and small bins
-
-
 # ------------------------------------------------------------------------------------------------ the policy
-CHUNK = 2**27  # logits that exist at a time on a GPU, in elements
-
-
-def logits_of(lm, hidden):
-    """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
-    Granite divides, Cohere multiplies, Gemma 2 caps."""
-    head, config = lm.get_output_embeddings(), lm.config
-    logits = F.linear(hidden, head.weight, head.bias)
-    scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
-    logits = logits * scale if scale != 1 else logits  # a pass over the vocabulary
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
-
-
-class Chunks(torch.autograd.Function):
-    """(logprobs [N], entropies [N]) = head(hidden [N, H], targets [N], entropy_grad), `size` tokens at a time, so that
-    the logits of all tokens never exist. The backward pass computes each chunk again, and adds up the gradients of the
-    head's parameters in fp32: in bf16 the sum of many chunks would lose most of the later ones' bits."""
-
-    @staticmethod
-    def forward(ctx, head, size, targets, entropy_grad, hidden, *parameters):
-        ctx.how, ctx.parameters = (head, size, targets, entropy_grad), parameters
-        ctx.save_for_backward(hidden)
-        chunks = [head(x, y, entropy_grad) for x, y in zip(hidden.split(size), targets.split(size))]
-        return tuple(torch.cat(parts) for parts in zip(*chunks))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (head, size, targets, entropy_grad), (hidden,) = ctx.how, ctx.saved_tensors
-        grad_hidden, sums = [], [torch.zeros_like(p, dtype=torch.float32) for p in ctx.parameters]
-        for x, y, *grad in zip(hidden.split(size), targets.split(size), *(g.split(size) for g in grads)):
-            x = x.detach().requires_grad_()
-            with torch.enable_grad():
-                outs = [(out, g) for out, g in zip(head(x, y, entropy_grad), grad) if out.requires_grad]
-            first, *rest = torch.autograd.grad([out for out, _ in outs], [x, *ctx.parameters], [g for _, g in outs])
-            grad_hidden.append(first)
-            for total, part in zip(sums, rest):
-                total += part
-        sums = [total.to(p.dtype) for total, p in zip(sums, ctx.parameters)]
-        return None, None, None, None, torch.cat(grad_hidden), *sums
-
-
 def make_savable(generation):
     """Some models come with a generation config that transformers loads and then refuses to save, such as one with
     do_sample false beside a temperature. Its settings for sampling are dropped: the flags have their place here."""

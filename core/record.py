@@ -20,9 +20,10 @@ from tqdm import tqdm
 import plot
 import show
 from core.config import number as short
-from core.evaluation import with_interval
+from core.stats import with_interval
 from core.processes import all_reduce, rank, say, world
 from core.sampler import TorchSampler
+from core.saved import rows_of
 
 MOST = 22_000_000  # bytes of samples.jsonl over a whole run, but for the last two records
 AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
@@ -202,7 +203,7 @@ def evaluation(run, rollouts):
     _, low, high = with_interval(rollouts.correct.mean(1))
     file = run.folder / f"eval/step_{run.step:06d}/{Path(run.cfg.eval_data).stem}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rollouts.rows(run.cfg.seed)))
+    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows_of(rollouts, run.cfg.seed)))
     what = f"{len(rollouts.problems)} test problems, {rollouts.n} responses each"
     accuracy = f"accuracy {rollouts.correct.mean():.1%} on {what}, 95 % interval {low:.1%} to {high:.1%}"
     say(fitted(f"step {run.step}: {accuracy}"))

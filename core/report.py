@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import plot
-from core.evaluation import crossing, holm, pass_at_k, verdict
+from core.stats import crossing, holm, pass_at_k, verdict
 from core.experiments import by_chance, gain, grades, last, late, scatter
 from core.papers import PAPERS, TENSION
 

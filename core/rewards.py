@@ -6,19 +6,91 @@ the metric `accuracy` is the share of right answers.
 
 import itertools
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import core.verify as grading
 from core.data import epoch_order
-from core.processes import rank, say, watched
-from core.rollout import Rollouts, decode, generate, score, verified
-from core.sampler import uniforms
-from core.verify import extract, last_boxed, normalise
+from core.processes import all_reduce, gather, rank, say, watched, world
+from core.rollout import Rollouts, generate
+from core.streams import uniforms
+from core.verify import extract, last_boxed, normalise, verify_all
 
 
+# ------------------------------------------------------------------------------------------------ grading
+def decode(responses: list[tuple], tokenizer) -> list[str]:
+    """The texts of responses, on every rank; each rank decodes its share."""
+    own = [ids for ids, *_ in responses[rank() :: world()]]
+    return gather(tokenizer.batch_decode(own, skip_special_tokens=True), len(responses))
+
+
+def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
+    """1 where a response is right, else 0, float [len(texts)], on every rank; each rank verifies its share."""
+    own = verify_all(list(zip(texts, golds))[rank() :: world()])
+    return torch.tensor(gather(own, len(texts))).float()
+
+
+def apply_check(check, text: str, problem: dict) -> tuple[float, str]:
+    """The score that a check of the user's own gives, and the error that it raised, if any, which makes the score 0.
+    It gets the columns of the data as they are, with `problem` as text; so it can't read what only training knows."""
+    columns = problem.get("row", problem) | {name: problem.get(name) for name in ("problem", "answer")}
+    try:
+        value = float(check(text, columns))
+        return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")
+    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
+        return 0.0, f"it raised {type(error).__name__}: {error}"
+
+
+reported = set()  # checks whose first error has been shown
+
+
+def score(texts: list[str], problems: list[dict], check=None) -> tuple[torch.Tensor, int]:
+    """(scores [len(texts)], errors of the check): check(text, problem), or without a check 1 where a text's answer is
+    verified and 0 elsewhere. On every rank; each rank scores its share."""
+    if check is None:
+        return verified(texts, [problem["answer"] for problem in problems]), 0
+    mine = range(rank(), len(texts), world())
+    results = gather([apply_check(check, texts[i], problems[i]) for i in mine], len(texts))
+    failed = [error for _, error in results if error]
+    if failed and check not in reported:
+        reported.add(check)
+        say(f"warning: the check failed, which counts as 0: {failed[0]} (further errors are counted: check_errors)")
+    return torch.tensor([value for value, _ in results]), len(failed)
+
+
+def right(scores: torch.Tensor) -> torch.Tensor:
+    """Whether responses with these scores or rewards count as right, bool: above 1/2. This is the only place that says
+    so."""
+    return scores > 0.5
+
+
+def grade(rollouts: Rollouts, tokenizer, check=None):
+    """Decode and score every response. Adds texts; scores [P, n], see score(); correct [P, n], 1 where the score is
+    above 1/2, else 0; and boxed [P, n], 1 where there is a box at all."""
+    rollouts.texts, rollouts.check, before = decode(rollouts.responses, tokenizer), check, grading.timeouts
+    rollouts.usual_end = getattr(tokenizer, "eos_token_id", None)
+    problems = [problem for problem in rollouts.problems for _ in range(rollouts.n)]
+    scores, rollouts.check_errors = score(rollouts.texts, problems, check)
+    rollouts.scores = scores.view(-1, rollouts.n)
+    rollouts.correct = right(rollouts.scores).float()
+    rollouts.timeouts = int(all_reduce(torch.tensor(grading.timeouts - before)))
+    boxed = [last_boxed(text) is not None for text in rollouts.texts]
+    rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
+
+
+def examine(sampler, tokenizer, problems: list[dict], n: int, seed: int, cfg, first: int = 0, check=None) -> Rollouts:
+    """Graded rollouts of an evaluation. Its random streams are not those of training with the same seed."""
+    how = dict(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=getattr(cfg, "top_p", 1.0))
+    rollouts = generate(sampler, problems, n, seed + 2**40, first=first, **how)
+    grade(rollouts, tokenizer, check)
+    return rollouts
+
+
+# ------------------------------------------------------------------------------------------------ rewards
 def by_text(rule, rollouts: Rollouts) -> torch.Tensor:
     """A rule about a response's text alone: 1 where it holds, else 0, [P, n]."""
     return torch.tensor([float(bool(rule(text))) for text in rollouts.texts]).view(-1, rollouts.n)
@@ -47,6 +119,8 @@ def vote(texts: list[str]) -> str:
 def matches(rollouts: Rollouts, labels: list[str]) -> torch.Tensor:
     """1 where a response's answer is the label of its prompt, else 0, [P, n]."""
     rollouts.labels = labels
+    boxes = [f"\\boxed{{{label}}}" for label in labels]
+    rollouts.label_accuracy = right(score(boxes, rollouts.problems, rollouts.check)[0]).float().mean().item()
     return verified(rollouts.texts, [label for label in labels for _ in range(rollouts.n)]).view(-1, rollouts.n)
 
 
@@ -139,8 +213,8 @@ def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, toke
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]
     if "incorrect" in reward_names(cfg.reward):
-        right, _ = score([f"\\boxed{{{p['label']}}}" for p in kept], kept, check)
-        kept = [p for p, x in zip(kept, right) if x <= 0.5]
+        scores, _ = score([f"\\boxed{{{p['label']}}}" for p in kept], kept, check)
+        kept = [p for p, x in zip(kept, right(scores)) if not x]
     say(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
     if not kept:
         raise ValueError(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data or votes")

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # in place of core/, whose modules must not hide others of the same name
-import tiny
+from core import tiny
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 LENGTH, MOST, VALUES = 3, 2, set(range(10, 100))  # countdown: operations; right orders at most; all values on the way

@@ -117,7 +117,7 @@ def prompts(tokenizer):
 @pytest.fixture(scope="session")
 def problems_file(tmp_path_factory) -> Path:
     """48 of the built-in training problems as a local file; all 10,000 of them take seconds to write down."""
-    import tiny
+    from core import tiny
 
     file = tmp_path_factory.mktemp("data") / "problems.jsonl"
     rows = [dict(problem=row["problem"], answer=row["answer"]) for row in tiny.problems("train", 48)]

@@ -17,7 +17,7 @@ from conftest import FEW
 # ------------------------------------------------------------------------------------------------ nothing to learn
 def graded(answer):
     """Every response is right, or every one is wrong, whatever it says."""
-    return mock.patch("core.rollout.verify_all", lambda pairs: [answer] * len(pairs))
+    return mock.patch("core.rewards.verify_all", lambda pairs: [answer] * len(pairs))
 
 
 @pytest.mark.parametrize("right", [False, True], ids=["all wrong", "all right"])

@@ -20,7 +20,8 @@ import ppo
 import raft
 import raft_pp
 import reinforce_rej
-from core.rollout import Batch, split
+from core.minibatches import split
+from core.rollout import Batch
 
 ROOT = Path(__file__).parents[1]
 ALL = [raft, raft_pp, reinforce_rej, grpo, iterative_dpo, ppo]

@@ -15,7 +15,8 @@ import ppo
 import raft
 import raft_pp
 import reinforce_rej
-from core.rollout import Rollouts, split
+from core.minibatches import split
+from core.rollout import Rollouts
 from core.sampler import TorchSampler
 
 RPP = replace(reinforce_rej.Config(), reject="none", baseline="batch", normalize="batch")
@@ -62,7 +63,7 @@ def test_whitening_does_not_blow_up_rounding():
 
 def test_the_critic_learns_also_when_every_advantage_is_0(train, tmp_path, monkeypatch):
     """All are right in the first step: the critic says 0, which is wrong by 1; the policy has nothing to learn."""
-    monkeypatch.setattr("core.rollout.verify_all", lambda pairs: [True] * len(pairs))
+    monkeypatch.setattr("core.rewards.verify_all", lambda pairs: [True] * len(pairs))
     losses = []
     real = ppo.update_critic
 

@@ -22,7 +22,7 @@ import common
 import eval as evaluation
 import plot
 from core import data, rollout
-from core import evaluation as statistics
+from core import stats as statistics
 
 ROOT = Path(evaluation.__file__).parent
 SHARED = ROOT.parent / "shared/data"
@@ -252,7 +252,7 @@ def test_the_same_evaluation_during_training_gives_the_same_responses(whole, tin
     _, sampler, tokenizer, _ = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", tokenizer, cfg, 5)
     rollouts = rollout.examine(sampler, tokenizer, problems, 3, 0, cfg)
-    assert rollouts.rows() == [json.loads(line) for line in open(whole / "tiny.jsonl")][:15]
+    assert rows_of(rollouts) == [json.loads(line) for line in open(whole / "tiny.jsonl")][:15]
 
 
 @pytest.mark.parametrize("kept", ["torn", "chunks", "nothing", "all"])

@@ -29,7 +29,7 @@ grpo.main()
 FAILS = """
 import torch
 
-from core.config import fail
+from core.processes import fail
 from core.processes import rank, start_processes
 
 start_processes()

@@ -19,7 +19,8 @@ import common
 import grpo
 import raft
 from conftest import FEW
-from core.rollout import Rollouts, split
+from core.minibatches import split
+from core.rollout import Rollouts
 
 
 # ------------------------------------------------------------------------------------------------ helpers

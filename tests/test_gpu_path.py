@@ -16,7 +16,8 @@ import common
 import ppo
 import raft
 import core.policy as policies
-from core.plan import count, engine_share, training_memory
+from bench import count, training_memory
+from core.vllm_sampler import engine_share
 from core.policy import Policy
 from core.rollout import Batch
 from core.sampler import TorchSampler

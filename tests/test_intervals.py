@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from core.evaluation import with_interval
+from core.stats import with_interval
 
 
 def some(share):

@@ -18,7 +18,7 @@ from helpers import ROOT, output_of, start
 import common
 import lab
 from core import report
-from core.evaluation import t_quantile, t_tail, verdict
+from core.stats import t_quantile, t_tail, verdict
 from core.experiments import Experiments, digest, pack, passed, read_results, unpack
 
 LAB = ROOT / "docs/lab.json"

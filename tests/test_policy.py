@@ -18,8 +18,10 @@ from transformers import (AutoModelForCausalLM, GenerationConfig, LlamaConfig, L
 import core.packing as packing
 import core.policy as policy_module
 from core.packing import Pack
-from core.policy import Policy, plan
-from core.rollout import Batch, token_weights
+from core.minibatches import plan
+from core.policy import Policy
+from core.minibatches import token_weights
+from core.rollout import Batch
 
 TINY = str(Path(__file__).parents[1] / "models/tiny")
 ROUNDING = 2e-6  # in fp32, of a whole gradient, relative: 3e-7 were measured with AVX2, AVX-512 and plain code

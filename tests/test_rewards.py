@@ -14,8 +14,9 @@ import raft_pp
 from conftest import FEW
 from core import rewards
 from core.data import render
-from core.rollout import Rollouts, decode, grade
-from core.sampler import mix, streams
+from core.rewards import decode, grade
+from core.rollout import Rollouts
+from core.streams import mix, streams
 
 TEXTS = ["2+2 in python is \\boxed{4}", "\\boxed{4}", "it is \\boxed{5}", "\\boxed{ }",
          "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]  # fmt: skip

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import toy_rollouts
 
-from core.rollout import Rollouts, generate, grade, split, token_weights
+from core.minibatches import split, token_weights
+from core.rewards import grade
+from core.rollout import Rollouts, generate
 
 
 # ------------------------------------------------------------------------------------------------ rollouts

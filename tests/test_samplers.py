@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from core.policy import Policy
 from core.rollout import Batch
-from core.sampler import TorchSampler, draw, mix, nucleus, streams
+from core.sampler import TorchSampler, draw, nucleus
+from core.streams import mix, streams
 from core.vllm_sampler import VLLMSampler
 
 END = 260  # the tiny model's end token

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.data import load_data
 from core.policy import Policy
-from core.rollout import Batch, examine
+from core.rewards import examine
+from core.rollout import Batch
 from core.sampler import TorchSampler
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny
+from core import tiny
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [pytest.param(ROOT / "models" / name, id=name) for name in tiny.BASES]
@@ -273,7 +273,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, monkeypatch, capsys, tmp_
         tiny.main()
     assert stopped.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("tiny.py: ") and len(message.strip().splitlines()) == 1
+    assert message.startswith("error: ") and len(message.strip().splitlines()) == 1
     assert not (tmp_path / "new").exists()
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny
+from core import tiny
 from core import worlds
 
 # 4+3=7*2=14+8=22 and 4+8=12... : of the six orders only +3*2+8 ends at 22

@@ -4,22 +4,11 @@ evaluated and where.
 P problems, n samples (responses) of each, from S seeds."""
 
 import functools
-import json
 import math
 import re
-from collections import Counter
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
-import torch
 from mpmath import betainc  # sympy's arithmetic, which is installed with it
-
-from core.processes import world
-from core.rollout import OURS, about_problem
-from core.rows import open_rows
-from core.sampler import TorchSampler
-from core.verify import gold_answer
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -201,87 +190,3 @@ def transitions(python_a, right_a, python_b, right_b) -> dict[str, dict]:
                 size=size, before=right_before / (size or math.nan), after=right_after / (size or math.nan),
                 contribution=(right_after - right_before) / gain)  # fmt: skip
     return cells
-
-
-# ------------------------------------------------------------------------------------------------ files
-COLUMNS = [name for name in OURS if name != "row"] + ["source"]
-
-
-def read_responses(file) -> dict[str, np.ndarray]:
-    """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
-
-    A row is one that Rollouts.rows() made; or it has problem, answer, and response or a list of responses, and if they
-    are graded, correct, or peer_score for a list; other columns of such a row, whatever they are called, are the
-    user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
-    problems, place = {}, 0  # {problem: its samples}; the line that is being read
-    try:
-        for place, row in enumerate(open_rows(str(file)), 1):  # noqa: B007
-            texts = row["responses"] if "responses" in row else [row["response"]]
-            grades = row.get("peer_score", [row.get("correct")] * len(texts))
-            if len(grades) != len(texts):
-                raise ValueError(f"{file}: row {place} has {len(texts)} responses, but {len(grades)} grades")
-            shared = dict(seed=0, after="", turns=(), extracted=None, tokens=None, finish=None, end=None)
-            shared |= row if "finish" in row else dict(problem=row["problem"])
-            shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
-            samples = problems.setdefault(row.get("problem_id", row["problem"]), [])
-            samples += [dict(sample=i) | shared | dict(response=str(text), correct=grades[i])
-                        for i, text in enumerate(texts)]  # fmt: skip
-    except (KeyError, TypeError, AttributeError, IndexError):
-        need = "problem, gold or answer, and response or a list of responses"
-        raise ValueError(f"{file}: row {place} needs {need}") from None
-    if not problems:
-        raise ValueError(f"{file}: no saved response in it")
-    sizes = {name: len(samples) for name, samples in problems.items()}
-    usual = Counter(sizes.values()).most_common(1)[0][0]
-    for name, size in sizes.items():
-        if size != usual:
-            raise ValueError(f"{file}: all problems need the same number of responses, but {name!r} has {size}, others "
-                             f"{usual}")  # fmt: skip
-    for i, samples in enumerate(problems.values()):
-        samples.sort(key=lambda row: (row["seed"], row["sample"]))
-        for row in samples:
-            row["problem_id"] = i
-    rows = [row for samples in problems.values() for row in samples]
-    column = lambda name: np.fromiter((row[name] for row in rows), dtype=object).reshape(len(problems), -1)
-    return {name: column(name) for name in COLUMNS}
-
-
-def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
-    """The complete lines of an evaluation's file, by seed, then problem, then sample. Raises ValueError if a line
-    belongs to another problem than today's."""
-    lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
-    today = [json.loads(json.dumps(about_problem(p, i, check), default=str)) for i, p in enumerate(problems)]
-    for number, line in enumerate(lines):
-        row, expected = json.loads(line), today[number // samples % len(problems)]
-        for name in sorted(expected, key=lambda name: name == "problem_id"):  # which comes last: the others say more
-            old, value = row.get(name) if isinstance(row, dict) else row, expected[name]
-            if old != value:
-                raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
-                                 f"today's is {str(value)[:60]!r}; give another --out, or remove that file")
-    return lines
-
-
-def label(name: str, names: list[str]) -> str:
-    """The name of a benchmark in the output folder. A file: without its ending, with as many parent folders as it takes
-    to be unique among the names."""
-
-    def parts(name):
-        path = Path(name.removesuffix(".gz"))
-        return path.with_suffix("").absolute().parts if Path(name).is_file() else (re.sub("[/:]+", "-", name),)
-
-    for size in range(1, len(parts(name)) + 1):
-        if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
-            return "-".join(parts(name)[-size:])
-    return re.sub("[/:.]+", "-", name).strip("-")  # two files that differ only in their ending keep it
-
-
-def describe(policy, sampler) -> dict:
-    """What moves the numbers of an evaluation besides its flags: a checksum of the weights, versions, precision,
-    engine, number of processes, hardware. All ranks have to call it together."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
-    if not isinstance(sampler, TorchSampler):
-        versions["vllm"] = sampler.version
-    checksum = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return dict(weights=checksum, versions=versions, dtype=str(policy.dtype), engine=type(sampler).__name__,
-                processes=world(), hardware=hardware)  # fmt: skip

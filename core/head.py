@@ -1,0 +1,45 @@
+"""The head of a model: from hidden states to logprobs and entropies, a chunk of tokens at a time."""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 2**27  # logits that exist at a time on a GPU, in elements
+
+
+def logits_of(lm, hidden):
+    """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
+    Granite divides, Cohere multiplies, Gemma 2 caps."""
+    head, config = lm.get_output_embeddings(), lm.config
+    logits = F.linear(hidden, head.weight, head.bias)
+    scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+    logits = logits * scale if scale != 1 else logits  # a pass over the vocabulary
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+class Chunks(torch.autograd.Function):
+    """(logprobs [N], entropies [N]) = head(hidden [N, H], targets [N], entropy_grad), `size` tokens at a time, so that
+    the logits of all tokens never exist. The backward pass computes each chunk again, and adds up the gradients of the
+    head's parameters in fp32: in bf16 the sum of many chunks would lose most of the later ones' bits."""
+
+    @staticmethod
+    def forward(ctx, head, size, targets, entropy_grad, hidden, *parameters):
+        ctx.how, ctx.parameters = (head, size, targets, entropy_grad), parameters
+        ctx.save_for_backward(hidden)
+        chunks = [head(x, y, entropy_grad) for x, y in zip(hidden.split(size), targets.split(size))]
+        return tuple(torch.cat(parts) for parts in zip(*chunks))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (head, size, targets, entropy_grad), (hidden,) = ctx.how, ctx.saved_tensors
+        grad_hidden, sums = [], [torch.zeros_like(p, dtype=torch.float32) for p in ctx.parameters]
+        for x, y, *grad in zip(hidden.split(size), targets.split(size), *(g.split(size) for g in grads)):
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                outs = [(out, g) for out, g in zip(head(x, y, entropy_grad), grad) if out.requires_grad]
+            first, *rest = torch.autograd.grad([out for out, _ in outs], [x, *ctx.parameters], [g for _, g in outs])
+            grad_hidden.append(first)
+            for total, part in zip(sums, rest):
+                total += part
+        sums = [total.to(p.dtype) for total, p in zip(sums, ctx.parameters)]
+        return None, None, None, None, torch.cat(grad_hidden), *sums

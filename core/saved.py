@@ -1,0 +1,104 @@
+"""Saved responses: the rows of an evaluation's .jsonl file, written and read again."""
+
+import json
+from collections import Counter
+
+import numpy as np
+
+from core.answers import extract, gold_answer
+from core.rows import open_rows
+
+# The columns of a saved response that are ours. A column of the data that is called like one of them is in `row`.
+OURS = "problem_id problem gold after turns response extracted correct tokens finish end seed sample row".split()
+
+
+def about_problem(problem: dict, number: int, check=None) -> dict:
+    """What a saved response says of its problem, number `number` of the benchmark. With a check of the user's own the
+    columns of the data are saved too, because grading again may need them."""
+    words = dict(problem_id=number, problem=problem["problem"], gold=problem.get("answer"))
+    words |= dict(after=problem.get("after", "")) | (dict(turns=problem["turns"]) if problem.get("turns") else {})
+    if not check:
+        return words
+    columns = problem.get("row", {})
+    words["row"] = {name: x for name, x in columns.items() if name in OURS}
+    return {name: x for name, x in columns.items() if name not in OURS} | words
+
+
+def problem_of(saved: dict) -> dict:
+    """The problem of a saved response, ours or of others, as a check needs it: the inverse of about_problem()."""
+    if "finish" not in saved:  # not ours: all columns are the user's
+        return dict(row=saved, problem=saved["problem"], answer=saved.get("answer"))
+    columns = {name: x for name, x in saved.items() if name not in OURS} | saved.get("row", {})
+    return dict(row=columns, problem=saved["problem"], answer=saved["gold"], after=saved["after"],
+                turns=saved.get("turns", ()))
+
+
+def rows_of(rollouts, seed: int = 0, first: int = 0) -> list[dict]:
+    """All graded rollouts as an evaluation saves them, one row per response; the first problem is number `first`.
+    An end token is saved where it is another one than the tokenizer's: a perplexity needs it."""
+    rows = []
+    for row, text in enumerate(rollouts.texts):
+        i, j = divmod(row, rollouts.n)
+        last, finished = int(rollouts.responses[row][0][-1]), rollouts.finished[row]
+        rows.append(about_problem(rollouts.problems[i], first + i, rollouts.check) | dict(
+            seed=seed, sample=j, response=text, extracted=extract(text), correct=bool(rollouts.correct[i, j]),
+            tokens=int(rollouts.lengths[i, j]), finish="stop" if finished else "length",
+            **dict(end=last) if finished and last != rollouts.usual_end else {}))
+    return rows
+
+
+COLUMNS = [name for name in OURS if name != "row"] + ["source"]
+
+
+def read_responses(file) -> dict[str, np.ndarray]:
+    """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
+
+    A row is one that Rollouts.rows() made; or it has problem, answer, and response or a list of responses, and if they
+    are graded, correct, or peer_score for a list; other columns of such a row, whatever they are called, are the
+    user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
+    problems, place = {}, 0  # {problem: its samples}; the line that is being read
+    try:
+        for place, row in enumerate(open_rows(str(file)), 1):  # noqa: B007
+            texts = row["responses"] if "responses" in row else [row["response"]]
+            grades = row.get("peer_score", [row.get("correct")] * len(texts))
+            if len(grades) != len(texts):
+                raise ValueError(f"{file}: row {place} has {len(texts)} responses, but {len(grades)} grades")
+            shared = dict(seed=0, after="", turns=(), extracted=None, tokens=None, finish=None, end=None)
+            shared |= row if "finish" in row else dict(problem=row["problem"])
+            shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
+            samples = problems.setdefault(row.get("problem_id", row["problem"]), [])
+            samples += [dict(sample=i) | shared | dict(response=str(text), correct=grades[i])
+                        for i, text in enumerate(texts)]  # fmt: skip
+    except (KeyError, TypeError, AttributeError, IndexError):
+        need = "problem, gold or answer, and response or a list of responses"
+        raise ValueError(f"{file}: row {place} needs {need}") from None
+    if not problems:
+        raise ValueError(f"{file}: no saved response in it")
+    sizes = {name: len(samples) for name, samples in problems.items()}
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    for name, size in sizes.items():
+        if size != usual:
+            raise ValueError(f"{file}: all problems need the same number of responses, but {name!r} has {size}, others "
+                             f"{usual}")  # fmt: skip
+    for i, samples in enumerate(problems.values()):
+        samples.sort(key=lambda row: (row["seed"], row["sample"]))
+        for row in samples:
+            row["problem_id"] = i
+    rows = [row for samples in problems.values() for row in samples]
+    column = lambda name: np.fromiter((row[name] for row in rows), dtype=object).reshape(len(problems), -1)
+    return {name: column(name) for name in COLUMNS}
+
+
+def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
+    """The complete lines of an evaluation's file, by seed, then problem, then sample. Raises ValueError if a line
+    belongs to another problem than today's."""
+    lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
+    today = [json.loads(json.dumps(about_problem(p, i, check), default=str)) for i, p in enumerate(problems)]
+    for number, line in enumerate(lines):
+        row, expected = json.loads(line), today[number // samples % len(problems)]
+        for name in sorted(expected, key=lambda name: name == "problem_id"):  # which comes last: the others say more
+            old, value = row.get(name) if isinstance(row, dict) else row, expected[name]
+            if old != value:
+                raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
+                                 f"today's is {str(value)[:60]!r}; give another --out, or remove that file")
+    return lines
