@@ -3,11 +3,38 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 import zlib
 from pathlib import Path
+
+def read_lines(file) -> list[tuple[int, dict]]:
+    """(line number, row) for each row of a .jsonl file.
+
+    A broken last line is left out: a process was killed while it wrote it. NaN and Infinity become None. Raises OSError,
+    or ValueError that names file and line, for any other line that is no JSON object."""
+    lines, rows = Path(file).read_text(encoding="utf-8", errors="replace").split("\n"), []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                row = json.loads(line, parse_constant=lambda name: None)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+                rows.append((number, row))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"{file}, line {number}: not a JSON object; mend or remove the line") from None
+    return rows
+
+
+def write_whole(file, text: str):
+    """Write a file whole, or leave the old one as it was: under another name first, then renamed."""
+    partial = Path(file).with_name(Path(file).name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
 
 def checksum(name) -> int:
     """Of the bytes of a file: CRC-32."""
