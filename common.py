@@ -1,44 +1,29 @@
-"""The small shared module: configuration, rejection, ratio and clipping, and the run, whose methods are the verbs of
-every loop. To read or to fork an algorithm this file is enough; core/ holds what is behind it: data, sampler, rewards,
-grading, the trainable model.
+"""The small shared module: configuration, rejection, ratio and clipping, the whole loss, and the run, whose methods are
+the verbs of every loop. To read or fork an algorithm this file is enough. What is behind it is in core/."""
 
-Import common before torch and transformers: two settings, the first lines below, have to come before them."""
-
-import json
-import math
-import os
-import signal
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's threads should not spin for long while they wait for work
-import torch
+from core.processes import all_reduce, bad_input, catch_signals, fail, rank, say, start_processes, world
 
-if torch.version.cuda is None:  # on a CPU build a torchvision made for CUDA would break the import of transformers
-    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
-import numpy as np
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from tqdm import tqdm  # noqa: F401
-from transformers import logging
 
-from core import checkpoint, hub, record
-from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out,  # noqa: F401
-                         find_check, find_model, longest_sequence, parse, suited)  # fmt: skip
-from core.data import TEMPLATES, Problems, draw, fingerprint, load_data, take  # noqa: F401
-from core.policy import Policy
-from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, world
+from core import checkpoint, record
+from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out, find_check,  # noqa: F401
+                         find_model, longest_sequence, model_defaults, parse)
+from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
+from core.meter import METRICS, Meter, watched  # noqa: F401
 from core.minibatches import split
-from core.rewards import REWARDS, compute_rewards, examine, grade, labelled, reward_names  # noqa: F401
-from core.rollout import Batch, OldValues, Rollouts, generate
+from core.policy import Policy
+from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names, right  # noqa: F401
+from core.rollout import Batch, Rollouts, generate
 from core.sampler import TorchSampler, choose_sampler, new_sampler
 from core.verify import verify, verify_all  # noqa: F401
 
-logging.set_verbosity_error()
-hub.show_downloads()
+LossNorm = Literal["token", "sequence", "constant", "all_tokens"]
 
 
 # ================================================================================================ configuration
@@ -66,9 +51,9 @@ class Config:
     # update
     lr: float = arg(1e-6, "AdamW learning rate", above=0)
     max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
-    loss_norm: Literal["token", "sequence", "constant", "all_tokens"] = arg(
+    loss_norm: LossNorm = arg(
         "token", "what the loss is divided by: kept tokens; kept responses x own length; kept responses x "
-        "MAX_NEW_TOKENS; all tokens, with rejected responses in the batch at advantage 0")  # fmt: skip
+        "MAX_NEW_TOKENS; all tokens, with rejected responses in the batch at advantage 0")
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy in the loss", least=0)
     kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
     reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
@@ -100,39 +85,26 @@ class Config:
 
 # ==================================================================================================== rejection
 def all_correct(rewards):
-    """[P] bool: prompts all of whose responses are right, from rewards [P, n]."""
-    return (rewards > 0).all(1)
+    """rewards [P, n] -> [P] bool: prompts whose responses are all right."""
+    return right(rewards).all(1)
 
 
 def all_wrong(rewards):
-    """[P] bool: prompts all of whose responses are wrong, from rewards [P, n]."""
-    return (rewards <= 0).all(1)
+    """rewards [P, n] -> [P] bool: prompts whose responses are all wrong."""
+    return ~right(rewards).any(1)
 
 
 def mixed(rewards):
-    """[P] bool: prompts whose responses differ in reward [P, n]; only these allow a comparison."""
+    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward. Only these allow a comparison."""
     return rewards.amax(1) > rewards.amin(1)
 
 
-def first_mixed(rewards, count):
-    """[P] bool: the first `count` of the mixed prompts."""
-    return mixed(rewards) & (mixed(rewards).cumsum(0) <= count)
-
-
-def token_moments(x, keep, lengths=None):
-    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses; keep and lengths [P, n]
-    (without lengths each response counts once). Without spread the deviation is infinite: x divided by it is 0."""
-    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
-    mean = (weights * x).sum() / weights.sum()
-    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
-    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else math.inf
-
-
-# =========================================================================================== ratio and clipping
+# ==================================================================================== ratio, clipping, the loss
 def clipped_loss(new, old, adv, cfg):
-    """The clipped surrogate of PPO, per token [T]: -min(s A, clip(s, 1 - low, 1 + high) A) with s = exp(new - old).
+    """PPO's clipped surrogate, per token [T]: -min(s A, clip(s, 1 - low, 1 + high) A) with s = exp(new - old).
 
-    --clip false: -s A. --dual_clip c: at least c A where A < 0 (arXiv 1912.09729), so that one token can't dominate."""
+    --clip false: -s A.
+    --dual_clip c: at least c A where A < 0, so that one token can't dominate (arXiv 1912.09729)."""
     ratio = torch.exp(new - old)
     if not cfg.clip:
         return -ratio * adv
@@ -142,357 +114,299 @@ def clipped_loss(new, old, adv, cfg):
     return -surrogate
 
 
-def clip_binds(new, old, adv, cfg) -> tuple:
-    """Two masks [T]: tokens where the lower and the upper clip bind, as PPO counts it. They have no gradient."""
-    ratio = torch.exp(new - old)
-    low, high = getattr(cfg, "clip_low", math.inf), getattr(cfg, "clip_high", math.inf)
-    return (ratio < 1 - low) & (adv < 0), (ratio > 1 + high) & (adv > 0)
-
-
-def clip_counts(new, old, adv, cfg) -> dict:
-    """Number of tokens where the clip binds."""
-    return {name: binds.sum() for name, binds in zip(("clip_low", "clip_high"), clip_binds(new, old, adv, cfg))}
-
-
 def sum_by(group, x):
-    """Sums of x [T] over the tokens of each group: group [T] holds numbers 0..G-1, such as tokens.response -> [G]."""
+    """Sums of x [T] over the tokens of each group, [G]. group [T]: numbers 0..G-1, such as tokens.response."""
     return x.new_zeros(int(group.max()) + 1).index_add(0, group, x)
 
 
 def kl_k2(logprob, ref):
-    """Schulman's k2 estimate of KL(policy || reference) per token: d^2 / 2 with d = ref - logprob. On samples of the
-    policy the mean of its gradient is the gradient of KL(policy || reference)."""
+    """Schulman's k2 estimate of KL(policy || reference), per token: d^2 / 2 with d = ref - logprob.
+
+    On samples of the policy, the mean of its gradient is the gradient of KL(policy || reference)."""
     return (ref - logprob).clamp(-10, 10) ** 2 / 2
 
 
 def kl_k3(logprob, ref):
-    """Schulman's k3 estimate of KL(policy || reference) per token: e^d - d - 1 >= 0 with d = ref - logprob. Its mean is
-    the KL; but on samples of the policy the mean of its gradient is the gradient of KL(reference || policy)."""
+    """Schulman's k3 estimate of KL(policy || reference), per token: e^d - d - 1 >= 0 with d = ref - logprob.
+
+    Its mean is the KL. But on samples of the policy, the mean of its gradient is that of KL(reference || policy)."""
     d = (ref - logprob).clamp(-10, 10)
     return d.expm1() - d
 
 
+def full_loss(new, entropy, tokens, token_loss, cfg):
+    """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss.
+
+    The importance weight corrects the gap between trainer and sampling engine, under the same weights. It is not the
+    ratio in token_loss, which compares the new policy with the old one."""
+    loss = token_loss(new, tokens, cfg)
+    if cfg.tis_cap:
+        weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)  # 1 if the sampler is exact
+        loss = loss * torch.where(tokens.on_policy, weight, 1)
+    if cfg.kl_coef:
+        loss = loss + cfg.kl_coef * (kl_k2 if cfg.kl_loss == "k2" else kl_k3)(new, tokens.ref)
+    if cfg.entropy_coef:
+        loss = loss - cfg.entropy_coef * entropy
+    return loss
+
+
 # ========================================================================================================== run
-METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
-           "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates dropped time_sample "
-           "time_verify time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
-TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 UNUSABLE = OSError, SafetensorError, ValueError  # weights that are missing or not whole, a model that is not supported
 
 
 class Run:
-    """A training run. The loop of every algorithm calls its verbs in this order: begin; then in each of the steps sync,
-    sample, reward, old_logprobs, (the algorithm), minibatches and update, evaluate, log, save; at last finish.
+    """A training run. Its methods are the verbs of the loop.
 
-    An algorithm may use and change: cfg; problems; metrics, the step's, which log() writes; lr, the learning rate of
-    the next update; checkpointed, {name: dict, or object with state_dict and load_state_dict} that checkpoints save and
-    begin() resumes; generator, a torch.Generator for the draws of a step, the same on every rank.
-    check(response, problem) -> score replaces the built-in grading; so does --check FILE.py.
+      cfg           the configuration
+      config        config.json: the same as a dict, and what the command line does not tell
+      check         check(response, problem) -> score, which replaces the built-in grading; or None
+      device        "cuda" or "cpu"
+      folder        the output folder
+      tokenizer     of transformers
+      problems      what is trained on, see data.Problems; a loop may replace it
+      tests         problems of the evaluations
+      policy        the model that is trained
+      reference     the initial policy, if it is needed, else None
+      sampler       writes the responses, see core/sampler.py; steps() starts it
+      checkpointed  {name: dict, or object with state_dict and load_state_dict}: saved and resumed; a fork adds its own
+      state         {step, drawn, sampled, data}: steps done; problems drawn from the data, and sampled; what data it is
+      meter         the numbers of the step, see core/meter.py
+      lr            the learning rate of the next update; a loop may set it
+      generator     torch.Generator for the draws of a step, the same on every rank
 
-    Rollouts, for P problems and n responses each, have: problems (P dicts), n, responses (P x n tuples), lengths [P, n]
-    in tokens, on_policy [P, n], tokens (per-token values, N of them, all responses end to end) and per_token(x), which
-    makes [N] of [P, n]; after reward() also texts (P x n), scores, correct and boxed [P, n]. See core/rollout.py."""
+    `rollouts`: see core/rollout.py."""
 
     def __init__(self, cfg, check=None):
-        self.device = start_processes()  # first, for whatever fails from here on may fail on one rank alone
+        self.device = start_processes()  # first: from here on, a failure may hit one rank alone
         cfg.out = cfg.out or default_out(cfg)
-        self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
+        self.cfg, self.lr, self.folder = cfg, cfg.lr, Path(cfg.out)
+        self.check = check or find_check(cfg.check)
         checkpoint.check_trackers(cfg)
-        self.source, config, self.tokenizer = find_model(cfg.model, "model")
-        described, cfg.template = about(cfg), choose_template(cfg.template, self.tokenizer)
-        self.config = vars(cfg) | dict(about=described)
+        source, config, self.tokenizer = find_model(cfg.model, "model")
+        unusual = about(cfg)  # before the template is resolved
+        cfg.template = choose_template(cfg.template, self.tokenizer)
+        self.config = vars(cfg) | dict(about=unusual)
         if rank() == 0:
             checkpoint.check_folder(self.folder, self.config)
-        self.step = self.drawn = self.sampled = 0  # steps done, problems drawn from the data, problems sampled
-        self.failures = self.idle_steps = 0
-        self.asked_to_stop = self.stop = False  # this process, all processes (save() asks them)
-        self.synced = False
-        self.metrics, self.evaluated, self.decoded = {}, None, {}
         with bad_input():
             reward_names(cfg.reward)
-            self.sampler_kind = choose_sampler(cfg)
-        longest = longest_sequence(config, self.device == "cuda" and self.sampler_kind is not TorchSampler)
+            windows = self.device == "cuda" and choose_sampler(cfg) is not TorchSampler
+        longest = longest_sequence(config, windows)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > longest:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
-                 f"context of {cfg.model}, {longest} tokens; lower one of them")  # fmt: skip
-        with bad_input():
-            graded = self.check is None
-            self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
-            self.data_mark = fingerprint(self.problems) if rank() == 0 else None
-            some = self.problems.first(cfg.limit) if cfg.limit else self.problems.first(1000, within=1000)
-            self.problems = some if cfg.limit else self.problems
-            tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
-            self.tests = tests or []
+                 f"context of {cfg.model}, {longest} tokens; lower one of them")
         if world() % (cfg.shard_size or 1):
             fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
-        self.policy = self.new_model(lr=cfg.lr)
+        self.state = dict(step=0, drawn=0, sampled=0, data=None)
+        graded = self.check is None
+        with bad_input():
+            self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
+            self.state["data"] = fingerprint(self.problems) if rank() == 0 else None
+            # Some are read now: a broken file should fail before the training, not in it.
+            first = self.problems.first(cfg.limit or 1000, within=None if cfg.limit else 1000)
+            self.problems = first if cfg.limit else self.problems
+            tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
+            self.tests = tests or []
+        self.policy = self.new_model(source, lr=cfg.lr)
         self.reference = self.new_model() if cfg.reference or cfg.kl_coef else None
         self.checkpointed = dict(trainer=self.policy)
-        self.teacher = None
-        if getattr(cfg, "teacher", ""):
-            source, _, tokenizer = find_model(cfg.teacher, "teacher")
-            if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-                fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-            teacher = self.new_model(source=source, flag="teacher", offload=True)  # only its weights are needed, once
-            self.teacher = new_sampler(self.sampler_kind, teacher, tokenizer)
-            self.teacher.sync(teacher)
-            self.teacher.rest()
-            self.sampler_kind = TorchSampler  # vLLM: one engine per process
 
-    def start_sampler(self):
-        """Build the sampler, when all models are there: a vLLM engine takes its share of the memory that they leave."""
-        self.sampler = new_sampler(self.sampler_kind, self.policy, self.tokenizer)
-
-    def new_model(self, kind=None, lr=None, source=None, flag="model", offload=False):
-        """A model with the settings of the policy: the policy itself, the reference (lr None: no optimizer), a teacher,
-        or of another class, PPO's critic. source: a folder or hub id, default the policy's; flag: what named it."""
+    def new_model(self, source=None, kind=Policy, lr=None, flag="model", offload=False):
+        """A model with the policy's settings. lr None: it is not trained, as a reference. kind: another class, such as
+        PPO's critic. source: folder or hub id, by default the policy's. flag: which flag named it."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
-            return (kind or Policy)(
-                source or self.source, self.device, lr=lr, vocab=len(self.tokenizer), temperature=cfg.temperature,
-                tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, offload=cfg.offload or offload,
-                compile=cfg.compile and self.device == "cuda", recompute=cfg.recompute)  # fmt: skip
+            return kind(
+                source or self.policy.lm.name_or_path, self.device, lr=lr, vocab=len(self.tokenizer),
+                temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size,
+                offload=cfg.offload or offload, compile=cfg.compile and self.device == "cuda", recompute=cfg.recompute)
 
-    def _stop_after_this_step(self, number, frame):
-        if self.asked_to_stop:
-            raise KeyboardInterrupt
-        self.asked_to_stop = True
-        say(f"{signal.Signals(number).name}: leaving after this step; --resume continues (once more: leaving at once)")
-
-    def _write(self, name: str, row: dict):
-        if rank() == 0:
-            with open(self.folder / name, "a") as file:
-                file.write(json.dumps(row, default=float) + "\n")  # a tensor of one number counts as a number
-
-    def _lap(self, name: str):
-        """Add the seconds since the last lap to this metric."""
-        last, self.clock = self.clock, time.perf_counter()
-        self.metrics[name] = (self.metrics[name] or 0) + self.clock - last
-
-    def new_step(self):
-        """Forget the metrics of the last step, start the clock, and seed what is drawn in the step, so that a resumed
-        run draws what this one does."""
-        seed = int(np.random.SeedSequence([self.cfg.seed, self.step]).generate_state(1)[0])  # torch takes 32 bits
-        torch.manual_seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.metrics = dict.fromkeys(METRICS) | dict(step=self.step, skipped_updates=0, dropped=0)
-        self.totals, self.updates, self.tried_updates, self.kept_tokens, self.passes = {}, 0, 0, 0, []
-        self.clock = time.perf_counter()
+    @property
+    def metrics(self) -> dict:
+        """The row of metrics.jsonl of this step, {name: number or None}. A loop may add its own."""
+        return self.meter.metrics
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
-    def begin(self):
-        """Start the sampler; open the output folder, or continue the run in it; vote on labels if the reward needs
-        them; evaluate."""
-        cfg = self.cfg
+    def steps(self):
+        """The numbers of the steps that are left, under a progress bar.
+
+        Before the first: start the sampler, open the output folder or resume the run in it, vote on labels if the
+        reward needs them, evaluate. After each: write the metrics; evaluate and save if due. After the last: write
+        final/, curves.png and show.html. A signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
+        cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
-        self.resumed = set(self.checkpointed)
-        self.start_sampler()
-        state = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
-        self.step, self.drawn, self.sampled = (state.get(name, 0) for name in ("step", "drawn", "sampled"))
+        self.sampler = new_sampler(cfg, self.policy, self.tokenizer)  # the last: vLLM takes what memory is left
+        found = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         if rank() == 0:
-            checkpoint.open_folder(self.folder, self.config, state, self.data_mark)
-        self.trackers = checkpoint.trackers(cfg) if rank() == 0 else []
+            checkpoint.open_folder(self.folder, self.config, found, state["data"])
+        state |= found
+        self.meter = Meter(cfg.steps, state["step"])
+        trackers = checkpoint.trackers(cfg) if rank() == 0 else []
         record.introduction(self)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop_after_this_step)
+        asked = catch_signals()
         if reward_names(cfg.reward) & {"majority_fixed", "incorrect"}:
             self.sampler.sync(self.policy)
             with bad_input():
-                self.problems = labelled(self.problems, cfg, self.folder / "labels.jsonl", self.step > 0, self.sampler,
-                                         self.tokenizer, self.check)  # fmt: skip
-        if self.step == 0 and self.tests:
-            self.evaluate()
-            self._write("metrics.jsonl", dict(step=0, **self.metrics))
-
-    def steps(self):
-        """The numbers of the steps that are left, under a progress bar; fewer if a signal asks to leave."""
-        if late := sorted(self.checkpointed.keys() - self.resumed):
-            fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.begin(), which resumes it")
-        with record.training_bar(self) as self.bar:
-            while self.step < self.cfg.steps and not self.stop:
-                self.step += 1
-                self.new_step()
-                self.stop = None
-                yield self.step
-                if self.stop is None:
-                    fail(f"step {self.step}: the loop did not call run.save(), which also leaves on Ctrl-C")
-                self.bar.update()
+                self.problems = label_problems(self.problems, cfg, self.folder / "labels.jsonl", state["step"] > 0,
+                                               self.sampler, self.tokenizer, self.check)
+        evaluated, stop = None, False
+        if state["step"] == 0 and self.tests:
+            evaluated = record.evaluate(self)
+        while state["step"] < cfg.steps and not stop:
+            state["step"] += 1
+            self.generator = self.meter.start(state["step"], cfg.seed)
+            yield state["step"]
+            if late := sorted(self.checkpointed.keys() - names):
+                fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.steps(), which resumes it")
+            if not self.meter.logged:
+                fail(f"step {state['step']}: the loop did not call run.log(), which completes the metrics")
+            last = state["step"] == cfg.steps
+            if self.tests and (last or cfg.eval_every and state["step"] % cfg.eval_every == 0):
+                evaluated = record.evaluate(self)
+            record.write_row(self, trackers)
+            self.meter.show()
+            stop = bool(all_reduce(torch.tensor(len(asked)), dist.ReduceOp.MAX))  # any rank may have got the signal
+            if last or stop or cfg.save_every and state["step"] % cfg.save_every == 0:
+                folder = self.folder / f"step_{state['step']:06d}"
+                checkpoint.save(folder, self.policy, self.tokenizer, self.checkpointed, state)
+                if rank() == 0:
+                    checkpoint.prune(self.folder, state["step"], cfg.keep)
+        self.meter.bar.close()
+        if state["step"] < cfg.steps:
+            return say(f"left after step {state['step']}, which is saved; the same command with --resume continues")
+        checkpoint.save(self.folder / "final", self.policy, self.tokenizer)
+        if rank() == 0:
+            record.conclusion(self, evaluated)
 
     def sync(self):
         """Push the policy's weights to the sampler."""
         self.sampler.sync(self.policy)
-        self.synced = True
-        self._lap("time_sync")
+        self.meter.lap("time_sync")
 
-    def sample(self, problems: list[dict] | None = None, temperature: float | None = None) -> Rollouts:
-        """Responses to the next problems of the data, or to these of run.problems; the whole batch, on every rank. At
-        another temperature than cfg's they are not from the current policy, and are marked so: rollouts.on_policy."""
-        cfg = self.cfg
+    def sample(self, problems=None, temperature=None, sampler=None) -> Rollouts:
+        """Responses to the next problems of the data, or to these: the whole batch, on every rank.
+
+        At another temperature than cfg's, or from another sampler, they do not come from the current policy. Then
+        rollouts.on_policy says so."""
+        cfg, state, source = self.cfg, self.state, sampler or self.sampler
         if problems is None:
-            before = self.drawn
+            before = state["drawn"]
             with bad_input():  # a broken row
-                problems, self.drawn = take(self.problems, before, cfg.prompts_per_step, cfg.seed)
-            self.metrics["dropped"] = (self.metrics.get("dropped") or 0) + self.drawn - before - len(problems)
-        if self.sampler.asleep or not self.synced:
+                problems, state["drawn"] = take(self.problems, before, cfg.prompts_per_step, cfg.seed)
+            self.metrics["dropped"] += state["drawn"] - before - len(problems)
+        if self.sampler.stale:
             self.sync()
-        temperature = cfg.temperature if temperature is None else temperature
-        if self.teacher:
-            self.teacher.wake()
-        rollouts = generate(self.teacher or self.sampler, problems, cfg.samples_per_prompt, cfg.seed,
-                            cfg.max_new_tokens, temperature, first=self.sampled)  # fmt: skip
-        self.sampled += len(problems)
-        if self.teacher or temperature != cfg.temperature:
+        source.wake()
+        how = cfg.temperature if temperature is None else temperature
+        rollouts = generate(source, problems, cfg.samples_per_prompt, cfg.seed, cfg.max_new_tokens, how,
+                            first=state["sampled"])
+        state["sampled"] += len(problems)
+        if sampler:
+            sampler.rest()
+        if sampler or how != cfg.temperature:
             rollouts.on_policy[:] = False
-        self._lap("time_sample")
+        self.meter.lap("time_sample")
         return rollouts
 
     def reward(self, rollouts: Rollouts) -> torch.Tensor:
-        """Grade the responses; their rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is rewarded."""
+        """Grade the responses. Returns their rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is
+        rewarded."""
         grade(rollouts, self.tokenizer, self.check)
         rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
             self.metrics["agreement"] = (rewards == rollouts.correct).float().mean().item()
-        self._lap("time_verify")
+        self.meter.lap("time_verify")
         return rewards
 
+    def prepare(self, rollouts: Rollouts):
+        """Before the updates of a step: the engine sleeps, and nothing is known of log pi_old but what it has given."""
+        if rollouts.step != self.state["step"]:
+            self.sampler.sleep()
+            rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
+
     def old_logprobs(self, rollouts: Rollouts):
-        """Add to rollouts.tokens: `old` and `entropy`, of the policy as it is now, and `ref`, the reference's logprobs.
-
-        An exact sampler has given the first two. Else they take a pass of the policy, which is put off until somebody
-        asks for them; if nobody does before the updates, the pass leaves out what the first update will see anyway."""
-        self.sampler.sleep()
-        if self.teacher:
-            self.teacher.rest()
-        self.old = OldValues(rollouts, self.policy, self.sampler.exact)
+        """Compute tokens.old and tokens.entropy, of the policy as it is now, and the reference's tokens.ref if there is
+        one, for all responses. For an algorithm that reads them before the updates. Returns the tokens."""
+        self.prepare(rollouts)
+        rollouts.old.fill(self.policy, range(len(rollouts.responses)))
+        rollouts.tokens.old, rollouts.tokens.entropy = rollouts.old.values
         if self.reference:
-            rollouts.tokens.ref = self.reference.logprobs(rollouts.batch)[0]
-        self._lap("time_train")
+            rollouts.ref.fill(self.reference, range(len(rollouts.responses)))
+            rollouts.tokens.ref = rollouts.ref.values[0]
+        self.meter.lap("time_train")
+        return rollouts.tokens
 
-    def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None) -> list[Batch]:
-        """The kept responses (adv: [P, n], or [N] per token; keep: [P, n]) as one Batch per update, to be used in this
-        order. An update with nothing to learn from is skipped and counted. together: the kept responses to a prompt
-        stay in one micro-batch. order: indices of prompts, in which equal shares are cut (default: as sampled)."""
+    def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None, whole=False) -> list[Batch]:
+        """The kept responses as one Batch per update. adv: [P, n], or [N] per token. keep: [P, n] bool.
+
+        An update with nothing to learn from is left out, and counted in skipped_updates. together: the kept responses
+        to a prompt stay in one micro-batch. order: of the prompts, for an equal share each. whole: also responses
+        without an advantage, for a critic. In the first update of a step the policy is still the old one, and sees log
+        pi_old itself. For the other updates it is computed here, in one pass."""
+        self.prepare(rollouts)
         with bad_input():  # values of a wrong shape
-            parts = split(rollouts, adv, keep, self.cfg, together, order)
+            parts = split(rollouts, adv, keep, self.cfg, together, order, whole)
         filled = [(rows, units) for rows, units in parts if len(rows)]
-        if "old" not in vars(rollouts.tokens):
-            self.old.compute(leave_out=filled[0][0] if filled else ())
+        late = [row for rows, _ in (filled if self.meter.updates else filled[1:]) for row in rows]
+        if self.meter.updates and not rollouts.old.known[late].all():
+            fail(f"step {self.state['step']}: log pi_old of these responses was not computed before the policy moved; "
+                 "call run.old_logprobs(rollouts) before the first update")
+        rollouts.old.fill(self.policy, [*late, *rollouts.measured])
+        if self.reference:
+            used = [row for rows, _ in filled for row in rows] if self.cfg.kl_coef else []
+            rollouts.ref.fill(self.reference, [*used, *rollouts.measured])
+        batches = [rollouts.batch.select(rows, units) for rows, units in filled]
+        for batch, (rows, _) in zip(batches, filled):
+            rollouts.attach(batch, rows)
+        if batches and "old" not in batches[0].values:
+            self.meter.open = rollouts, batches[0], filled[0][0]
         rollouts.keep, self.metrics["kept"] = keep, keep.float().mean().item()
         self.metrics["skipped_updates"] += len(parts) - len(filled)
-        self.kept_tokens += int(rollouts.lengths[keep].sum())
-        return [rollouts.batch.select(rows, units) for rows, units in filled]
+        self.meter.kept_tokens += int(rollouts.lengths[keep].sum())
+        self.meter.lap("time_train")
+        return batches
 
     def update(self, batch: Batch, token_loss):
-        """One optimizer step on the sum over tokens of weight x (token_loss x truncated importance weight + KL term -
-        entropy term). token_loss(new, tokens, cfg) -> [T], or ([T], sums): own sums over tokens, which stand in the
-        metrics, as shares of the kept tokens, in place of clip_low and clip_high.
+        """One optimizer step on the sum over tokens of weight x full_loss.
 
-        tokens, of a micro-batch, has as attributes [T]: old; adv; entropy (of the policy that sampled); sampler (its
-        logprobs); on_policy; ref, if a reference is kept; weight, which normalises the loss; response, the number of
-        the token's response, 0..B-1, which is never parted; position, its place in that; and the algorithm's own."""
-        cfg, m, first = self.cfg, self.metrics, self.tried_updates == 0
-        if not first and batch.values["old"].isnan().any():
-            raise RuntimeError("update() has to get the batches in the order in which minibatches() gives them")
+        token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has as attributes [T]: old; adv;
+        entropy, of the policy that sampled; sampler, its logprobs; on_policy; ref, if a reference is kept; weight,
+        which normalises the loss; response, the number of the token's response, 0..B-1, which is never parted;
+        position, the token's place in it; and the algorithm's own."""
+        cfg = self.cfg
+        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # see minibatches(whole=True)
+            self.metrics["skipped_updates"] += 1
+            return
+        if self.meter.open and self.meter.open[1] is not batch:  # this update moves the policy
+            rollouts, other, rows = self.meter.open
+            rollouts.old.fill(self.policy, rows)
+            rollouts.attach(other, rows)
+            self.meter.open = None
 
         def objective(new, entropy, tokens):
-            now = new.detach()
-            # Gaps are left to the first update, in which the policy still is the old one.
-            tokens.old = torch.where(tokens.old.isnan(), now, tokens.old)
-            tokens.entropy = torch.where(tokens.entropy.isnan(), entropy.detach(), tokens.entropy)
-            loss = token_loss(new, tokens, cfg)
-            self.own_sums = isinstance(loss, tuple)
-            loss, sums = loss if self.own_sums else (loss, clip_counts(now, tokens.old, tokens.adv, cfg))
-            if getattr(loss, "shape", None) != new.shape:
-                got = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
-                fail(f"token_loss returned {got}; it needs {list(new.shape)}, one value per token")
-            # Trainer against engine under the same weights. PPO's ratio is new policy against old, both by the trainer.
-            if cfg.tis_cap and not self.sampler.exact:
-                weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
-                loss = loss * torch.where(tokens.on_policy, weight, 1)
-            if cfg.kl_coef:
-                kl = kl_k2 if cfg.kl_loss == "k2" else kl_k3
-                loss = loss + cfg.kl_coef * kl(new, tokens.ref)
-            if cfg.entropy_coef:
-                loss = loss - cfg.entropy_coef * entropy
-            return loss, sums | dict(ratio_max=(now - tokens.old).exp().max())
+            if self.meter.open:  # the policy is still the one that sampled
+                tokens.old, tokens.entropy = new.detach(), entropy.detach()
+            return full_loss(new, entropy, tokens, watched(token_loss), cfg)
 
-        seen = torch.zeros(2, int(batch.ends[-1]))
-        stats = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr, seen)
-        if first:
-            self.old.learn(batch, *seen)
-        self._lap("time_train")
-        self.tried_updates += 1
-        if not math.isfinite(stats["grad_norm"]):
-            self.failures, m["skipped_updates"] = self.failures + 1, m["skipped_updates"] + 1
-            say(f"warning: step {self.step}: the gradient norm is {stats['grad_norm']}; update skipped")
-            if self.failures == 10:
-                fail(f"step {self.step}: ten updates in a row without a finite gradient; lower --lr, then --resume")
-            return
-        self.failures, self.updates = 0, self.updates + 1
-        binds = torch.logical_or(*clip_binds(seen[0], batch.values["old"], batch.values["adv"], cfg))
-        self.passes.append((batch.index, None if self.own_sums else binds))
-        for name, value in stats.items():
-            last = self.totals.get(name, 0)
-            self.totals[name] = max(last, value) if name.endswith("_max") else last + value
-
-    def evaluate(self):
-        """Every eval_every steps, and before and after training: mean accuracy on the test problems."""
-        cfg = self.cfg
-        due = self.step in (0, cfg.steps) or cfg.eval_every and self.step % cfg.eval_every == 0
-        if not self.tests or not due:
-            return
-        self.sampler.sync(self.policy)
-        self.evaluated = examine(self.sampler, self.tokenizer, self.tests, 4, cfg.seed, cfg, check=self.check)
-        self.metrics["eval_accuracy"] = self.evaluated.correct.mean().item()
-        if rank() == 0:
-            record.evaluation(self, self.evaluated)
+        result = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr)
+        if self.meter.open:
+            rollouts, _, rows = self.meter.open
+            rollouts.old.learn(rows, result["seen"][:2])
+            self.meter.open = None
+        self.meter.lap("time_train")
+        self.meter.update(batch, **result)
 
     def log(self, rollouts: Rollouts, rewards: torch.Tensor):
-        """Complete the step's metrics; write them to metrics.jsonl, and some rollouts to samples.jsonl; show them on
-        the bar, or in a line where there is no terminal."""
-        m, self.clock = self.metrics, time.perf_counter()  # not the time of an evaluation
+        """Complete the metrics of the step, and write some of its responses to samples.jsonl."""
+        if rollouts.step != self.state["step"]:  # there was nothing to learn from
+            self.old_logprobs(rollouts)
         record.record(self, rollouts, rewards)
-        self._lap("time_train")
-        seconds = sum(m[name] or 0 for name in TIMES)
-        tokens, gap = rollouts.tokens, self.old.gap()
-        if len(gap):
-            m.update(mismatch=gap.mean().item(), mismatch_max=gap.max().item())
-        if self.reference:
-            m["kl"] = kl_k3(tokens.old, tokens.ref).nanmean().item()
-        for name, total in self.totals.items():
-            whole = self.updates if name in ("loss", "grad_norm") else self.kept_tokens
-            m[name] = total if name.endswith("_max") else total / whole
-        m.update(rollouts.stats(), reward=rewards.mean().item(), lr=self.lr,
-                 tokens_per_second=int(rollouts.lengths.sum()) / seconds)  # fmt: skip
-        if not (m["mismatch"] or 0) <= 0.05:  # also when it is not a number
-            say(f"warning: step {self.step}: sampler and trainer differ by {m['mismatch']:.3f} nats: stale weights?")
-        differ = mixed(rewards).any() or rollouts.n == 1 and rewards.amin() < rewards.amax()
-        self.idle_steps = self.idle_steps + 1 if differ and not self.tried_updates else 0
-        if self.idle_steps:
-            say(f"warning: step {self.step}: rewards differ, but every kept advantage is 0: nothing was learned")
-        if self.idle_steps == 10:
-            fail(f"step {self.step}: ten steps in a row in which nothing was learned; look at advantages and rejection")
-        self._write("metrics.jsonl", m)
-        for track in self.trackers:
-            track({name: x for name, x in m.items() if x is not None}, self.step)
-        record.progress(self, seconds)
-
-    def save(self):
-        """Write a checkpoint, if one is due or a signal has asked to leave."""
-        cfg = self.cfg
-        self.stop = bool(all_reduce(torch.tensor(int(self.asked_to_stop)), dist.ReduceOp.MAX))
-        due = self.step == cfg.steps or cfg.save_every and self.step % cfg.save_every == 0
-        if due or self.stop:
-            state = dict(step=self.step, drawn=self.drawn, sampled=self.sampled, data=self.data_mark)
-            folder = self.folder / f"step_{self.step:06d}"
-            checkpoint.save(folder, self.policy, self.tokenizer, self.checkpointed, state)
-            if rank() == 0:
-                checkpoint.prune(self.folder, self.step, cfg.keep)
-
-    def finish(self):
-        """Write final/, curves.png and show.html, and say what happened; after a signal only say how to go on."""
-        if self.step < self.cfg.steps:
-            return say(f"left after step {self.step}, which is saved; the same command with --resume continues")
-        checkpoint.save(self.folder / "final", self.policy, self.tokenizer)
-        if rank() == 0:
-            record.conclusion(self)
+        self.meter.lap("time_train")
+        at = rollouts.batch.token_index(rollouts.measured)
+        (old, entropy), ref = rollouts.old.values[:, at], rollouts.ref.values[0, at]
+        if not self.sampler.exact:
+            self.meter.gap = (old - rollouts.tokens.sampler[at]).abs()[rollouts.tokens.on_policy[at]]
+        kl = kl_k3(old, ref).mean().item() if self.reference else None
+        differ = bool(mixed(rewards).any()) or rollouts.n == 1 and rewards.amin() < rewards.amax()
+        self.meter.finish(differ, **rollouts.stats(), reward=rewards.mean().item(), lr=self.lr, kl=kl,
+                          entropy=entropy.mean().item(), tokens_per_second=int(rollouts.lengths.sum()))

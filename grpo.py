@@ -35,27 +35,30 @@ class Config(common.Config):
 
 
 def needs_more(rewards, cfg):
-    """Whether dynamic sampling has to go on: too few prompts are mixed yet, among less than ten times as many."""
+    """True while fewer than prompts_per_step prompts are mixed. Gives up at ten times that many prompts."""
     few = common.mixed(rewards).sum() < cfg.prompts_per_step
     return cfg.dynamic_sampling and bool(few) and len(rewards) < 10 * cfg.prompts_per_step
 
 
 def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
+    """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
 
-    All are kept, for advantage 0 still counts in the normalisation; with dynamic sampling, enough mixed prompts."""
+    keep is all True: a response with advantage 0 adds no gradient but counts as kept tokens. With dynamic sampling,
+    the first prompts_per_step mixed prompts are kept."""
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
-    adv = adv * common.mixed(rewards)[:, None]  # exactly 0 where the rewards are equal, also if their mean is rounded
+    # The mean of equal rewards can be off by rounding, and dividing by the std would blow that up.
+    adv = adv * common.mixed(rewards)[:, None]
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
-        keep &= common.first_mixed(rewards, cfg.prompts_per_step)[:, None]
+        mixed = common.mixed(rewards)
+        keep &= (mixed & (mixed.cumsum(0) <= cfg.prompts_per_step))[:, None]
     return adv, keep
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    """new [T], the policy's logprobs, and the tokens' values tokens.old, tokens.adv, ... [T] -> loss [T]."""
     return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
@@ -64,7 +67,6 @@ def main():
     if cfg.samples_per_prompt < 2:
         common.fail("--samples_per_prompt 1: the responses to a prompt are compared with each other; give 2 or more")
     run = common.Run(cfg)
-    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
@@ -72,20 +74,12 @@ def main():
         while needs_more(rewards, cfg):
             rollouts = rollouts + run.sample()
             rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
         for batch in run.minibatches(rollouts, adv, keep):
-            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
-            # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
-            # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ arXiv 2504.11343. Label smoothing: conservative DPO. Theirs decays the learning 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import common
 import torch
@@ -35,36 +34,39 @@ class Config(common.Config):
     lr: float = common.arg(5e-7, "AdamW learning rate, constant", above=0)
     beta: float = common.arg(0.1, "scale of the log-ratios: larger keeps the policy closer to the reference", above=0)
     label_smoothing: float = common.arg(0.1, "share of pairs whose labels may be swapped", least=0, most=0.5)
-    loss_norm: Literal["sequence"] = common.arg("sequence", "sequence alone: the mean over pairs")
-    tis_cap: float = common.arg(0.0, "0 alone: DPO's pairs need not come from the policy", least=0, most=0)
+    loss_norm: common.LossNorm = common.arg("sequence", "sequence: the mean over pairs; others weigh long pairs more")
+    tis_cap: float = common.arg(0.0, "0: no importance weight, for pairs need not come from the policy", least=0)
 
     on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)
 
 
 def pairs(rewards, generator):
-    """(chosen, rejected): row indices [M] into the P x n responses of rewards [P, n], one pair per mixed prompt: a
-    response of the highest reward and one of the lowest; the torch.Generator breaks ties."""
+    """rewards [P, n] -> (chosen [M], rejected [M]): rows of the P x n responses, one pair per mixed prompt.
+
+    A right response with the highest reward, and a wrong one with the lowest. The torch.Generator breaks ties."""
     luck = 1 + torch.rand(rewards.shape, generator=generator)
     best, worst = rewards.amax(1, keepdim=True), rewards.amin(1, keepdim=True)
     first = torch.arange(len(rewards)) * rewards.shape[1]
     chosen = first + ((rewards == best) * luck).argmax(1)
     rejected = first + ((rewards == worst) * luck).argmax(1)
-    mixed = common.mixed(rewards)
+    mixed = ~common.all_correct(rewards) & ~common.all_wrong(rewards)
     return chosen[mixed], rejected[mixed]
 
 
 def pair_loss(chosen_logratio, rejected_logratio, cfg):
-    """Loss [M] of pairs from the log-ratios log pi/pi_ref [M] of their responses, summed over tokens."""
+    """Log-ratios log pi/pi_ref [M] of the pairs' responses, summed over their tokens -> loss [M]."""
     margin = cfg.beta * (chosen_logratio - rejected_logratio)
     return -(1 - cfg.label_smoothing) * F.logsigmoid(margin) - cfg.label_smoothing * F.logsigmoid(-margin)
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T]: that of the token's pair, number tokens.pair, whose chosen response has tokens.side 1 and the
-    rejected one -1. With weights 1 / (responses x own length) the tokens' losses add up to the mean over pairs."""
+    """new [T], the policy's logprobs -> loss [T]: each token has the loss of its pair, number tokens.pair.
+
+    tokens.adv is 1 in the chosen response and -1 in the rejected one. tokens.old are the reference's logprobs. The
+    weights, 1 / (responses x own length), make the sum over tokens the mean over pairs."""
     logratio = new - tokens.old
-    chosen = common.sum_by(tokens.pair, logratio * (tokens.side > 0))
-    rejected = common.sum_by(tokens.pair, logratio * (tokens.side < 0))
+    chosen = common.sum_by(tokens.pair, logratio * (tokens.adv > 0))
+    rejected = common.sum_by(tokens.pair, logratio * (tokens.adv < 0))
     return pair_loss(chosen, rejected, cfg)[tokens.pair]
 
 
@@ -73,20 +75,17 @@ def main():
     if cfg.samples_per_prompt < 2:
         common.fail("--samples_per_prompt 1: DPO compares a prompt's responses with each other; give 2 or more")
     run = common.Run(cfg)
-    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
         rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         chosen, rejected = pairs(rewards, run.generator)
-        pair, side = torch.zeros(rewards.numel(), dtype=torch.long), torch.zeros(rewards.numel())
-        pair[chosen] = pair[rejected] = torch.arange(len(chosen))
-        side[chosen], side[rejected] = 1, -1
+        pair, adv = torch.zeros(rewards.numel(), dtype=torch.long), torch.zeros(rewards.numel())
+        pair[chosen] = pair[rejected] = torch.arange(len(chosen))  # the number of the pair, for both its responses
+        adv[chosen], adv[rejected] = 1, -1
         rollouts.tokens.pair = rollouts.per_token(pair)
-        rollouts.tokens.side = rollouts.per_token(side)
-        adv = side.view_as(rewards)
+        adv = adv.view_as(rewards)
         keep = adv != 0
         # ---------------------------------------------------------------------------------------------------
         for _ in range(cfg.epochs):
@@ -97,10 +96,7 @@ def main():
                 # The printed loss starts each iteration at log 2 = 0.69, because the reference is the policy itself,
                 # and falls within it: the epochs' mean is printed. It does not fall from iteration to iteration.
                 run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

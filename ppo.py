@@ -59,8 +59,9 @@ class Critic(common.Policy):
 
 
 def gae(rewards, values, mask, gamma, lam):
-    """Generalised advantage estimation: (advantages, returns), both [B, T], from the reward after and the value before
-    each token, [B, T]; mask [B, T] is 1 on a response's tokens and 0 behind its end, where nothing more is to come."""
+    """Generalised advantage estimation (GAE): all [B, T] -> (advantages [B, T], returns [B, T]).
+
+    rewards: after each token. values: before each token. mask: 1 on a response's tokens, 0 behind its end."""
     adv, following, value = torch.zeros_like(values), torch.zeros(len(values)), torch.zeros(len(values))
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * value - values[:, t]
@@ -71,24 +72,26 @@ def gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x):
-    """x [N] with mean 0 and standard deviation 1 (Bessel's); smaller if the spread is mere rounding, 0 without any."""
+    """x [N] -> x with mean 0 and standard deviation 1 (Bessel's). All 0 if the values are equal."""
     return (x - x.mean()) * torch.rsqrt(x.var() + 1e-8) if len(x.unique()) > 1 else torch.zeros_like(x)
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    """new [T], the policy's logprobs, and the tokens' values tokens.old, tokens.adv, ... [T] -> loss [T]."""
     return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def value_loss(new, old, returns, cfg):
-    """Per-token loss [T] of the critic: half the squared error of its value (new), or of that value kept within
-    value_clip of what it was when the response was sampled (old), whichever is larger."""
+    """new, old, returns [T] -> loss [T] of the critic: half the squared error of its value, new.
+
+    old: its value when the response was sampled. If the value clipped to old +- value_clip has a larger loss, that
+    one counts."""
     clipped = old + (new - old).clamp(-cfg.value_clip, cfg.value_clip) if cfg.value_clip else new
     return 0.5 * torch.maximum((new - returns) ** 2, (clipped - returns) ** 2)
 
 
 def judge(rollouts, rewards, critic, cfg):
-    """Advantages [N] of all response tokens, whitened. Adds tokens.value, the critic's, and tokens.returns."""
+    """Advantages [N] of all response tokens, whitened. Adds tokens.value, the critic's values, and tokens.returns."""
     lengths = rollouts.lengths.flatten()
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [B, T]: one row per response, padded to the longest
     values = torch.zeros(mask.shape).masked_scatter(mask, critic.logprobs(rollouts.batch)[0])
@@ -99,8 +102,8 @@ def judge(rollouts, rewards, critic, cfg):
 
 
 def update_critic(critic, batch, cfg, step):
-    """One optimizer step on the values; the loss. It is weighted as the policy's is."""
-    objective = lambda new, entropy, tokens: (value_loss(new, tokens.value, tokens.returns, cfg), {})
+    """One optimizer step on the values, with the weights of the policy's loss. Returns the loss."""
+    objective = lambda new, entropy, tokens: value_loss(new, tokens.value, tokens.returns, cfg)
     stats = critic.update(batch, objective, cfg.max_grad_norm)
     if not math.isfinite(stats["grad_norm"]):
         common.say(f"warning: step {step}: the critic's gradient norm is {stats['grad_norm']}; its update skipped")
@@ -110,31 +113,20 @@ def update_critic(critic, batch, cfg, step):
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
-    critic = run.checkpointed["critic"] = run.new_model(Critic, lr=cfg.critic_lr or 10 * cfg.lr)
-    run.begin()
+    critic = run.checkpointed["critic"] = run.new_model(kind=Critic, lr=cfg.critic_lr or 10 * cfg.lr)
     for step in run.steps():
         run.sync()
         rollouts = run.sample()
         rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
-        adv, keep = judge(rollouts, rewards, critic, cfg), torch.ones_like(rewards, dtype=torch.bool)
+        adv = judge(rollouts, rewards, critic, cfg)
+        keep = torch.ones_like(rewards, dtype=torch.bool)
         # ---------------------------------------------------------------------------------------------------
-        parts = common.split(rollouts, torch.ones_like(rewards), keep, cfg)  # all responses, whatever their advantages
-        critic_batches = [rollouts.batch.select(rows) for rows, _ in parts if len(rows)]
         for _ in range(cfg.epochs):
-            for batch in critic_batches:
+            for batch in run.minibatches(rollouts, adv, keep, whole=True):  # the critic learns from all responses
                 run.metrics["value_loss"] = update_critic(critic, batch, cfg, step)
-            for batch in run.minibatches(rollouts, adv, keep):
-                # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-                #                                          + kl_coef x KL to the reference - entropy_coef x entropy).
-                # The printed loss stays near 0 however well this learns: at ratio 1 it is minus the mean advantage,
-                # and whitened advantages average 0. Watch reward, accuracy and value_loss instead.
                 run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -29,37 +29,45 @@ class Config(common.Config):
 
 
 def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]: 1, and the correct ones."""
-    return torch.ones_like(rewards), rewards > 0
+    """rewards [P, n] -> (adv [P, n], keep [P, n]). Advantage 1, keep the correct responses."""
+    return torch.ones_like(rewards), common.right(rewards)
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]): maximum likelihood."""
+    """new [T], the policy's logprobs -> loss [T]: minus the log-likelihood."""
     return -tokens.adv * new
+
+
+def load_teacher(run):
+    """The sampler of --teacher, which samples in place of the policy; None without one."""
+    cfg = run.cfg
+    if not cfg.teacher:
+        return None
+    source, _, tokenizer = common.find_model(cfg.teacher, "teacher")
+    if tokenizer.get_vocab() != run.tokenizer.get_vocab():
+        common.fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
+    model = run.new_model(source, flag="teacher", offload=True)  # only its weights are needed, once
+    teacher = common.new_sampler(cfg, model, tokenizer)
+    teacher.sync(model)
+    teacher.rest()
+    cfg.sampler = "hf"  # for evaluations of the policy: a process can have one vLLM engine
+    return teacher
 
 
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
-    run.begin()
+    teacher = load_teacher(run)
     for _ in run.steps():
         run.sync()
-        rollouts = run.sample()
+        rollouts = run.sample(sampler=teacher)
         rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
         for batch in run.minibatches(rollouts, adv, keep):
-            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
-            # The printed loss is the mean negative logprob of the correct responses, their surprise: it does fall as
-            # the policy sharpens. Watch reward, accuracy and entropy all the same: falling entropy is the price.
             run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -30,37 +30,28 @@ class Config(common.Config):
 
 
 def advantages(rewards, cfg):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]: 1, and the correct ones."""
-    return torch.ones_like(rewards), rewards > 0
+    """rewards [P, n] -> (adv [P, n], keep [P, n]). Advantage 1, keep the correct responses."""
+    return torch.ones_like(rewards), common.right(rewards)
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    """new [T], the policy's logprobs, and the tokens' values tokens.old, tokens.adv, ... [T] -> loss [T]."""
     return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
-    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
         rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg)
         # ---------------------------------------------------------------------------------------------------
         for batch in run.minibatches(rollouts, adv, keep):
-            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
-            # The printed loss stays near -1 however well this learns: it is minus the mean ratio, which is 1 in the
-            # first update of a step. Its gradient is that of the likelihood. Watch reward, accuracy and entropy.
             run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

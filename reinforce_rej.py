@@ -43,10 +43,21 @@ class Config(common.Config):
     dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
-def advantages(rewards, cfg, lengths=None):
-    """Advantage of each response and which to keep, both [P, n], from rewards [P, n]. Standard deviations are Bessel's.
+def token_moments(x, keep, lengths=None):
+    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses.
 
-    Over the batch, mean and std are those of its tokens, hence lengths [P, n]. Without spread the advantage is 0."""
+    keep, lengths [P, n]. Without lengths each response counts once. If all values are equal, the deviation is infinite,
+    so that x divided by it is 0."""
+    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
+    mean = (weights * x).sum() / weights.sum()
+    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
+    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else torch.inf
+
+
+def advantages(rewards, cfg, lengths=None):
+    """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
+
+    lengths [P, n]: mean and std over the batch are over its tokens. Where all values are equal, the advantage is 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.reject in ("correct", "both"):
         keep[common.all_correct(rewards)] = False
@@ -58,16 +69,16 @@ def advantages(rewards, cfg, lengths=None):
     elif cfg.baseline == "leave_one_out":
         adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
     elif cfg.baseline == "batch":
-        adv = adv - common.token_moments(adv, keep, lengths)[0]
+        adv = adv - token_moments(adv, keep, lengths)[0]
     if cfg.normalize == "group":
         adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
     elif cfg.normalize == "batch":
-        adv = adv / (common.token_moments(adv, keep, lengths)[1] + 1e-6)
+        adv = adv / (token_moments(adv, keep, lengths)[1] + 1e-6)
     return adv, keep
 
 
 def token_loss(new, tokens, cfg):
-    """Per-token loss [T] from the policy's logprobs (new [T]) and the tokens' values (tokens.old, tokens.adv, ...)."""
+    """new [T], the policy's logprobs, and the tokens' values tokens.old, tokens.adv, ... [T] -> loss [T]."""
     return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
 
 
@@ -77,25 +88,16 @@ def main():
     if cfg.samples_per_prompt < 2 and compares:
         common.fail("--samples_per_prompt 1: the responses to a prompt are compared with each other; give 2 or more")
     run = common.Run(cfg)
-    run.begin()
     for _ in run.steps():
         run.sync()
         rollouts = run.sample()
         rewards = run.reward(rollouts)
-        run.old_logprobs(rollouts)
         # --- the algorithm ---------------------------------------------------------------------------------
         adv, keep = advantages(rewards, cfg, rollouts.lengths)
         # ---------------------------------------------------------------------------------------------------
         for batch in run.minibatches(rollouts, adv, keep):
-            # It minimises the sum over tokens of weight x (min(pi_old / pi_sampler, tis_cap) x token_loss
-            #                                              + kl_coef x KL to the reference - entropy_coef x entropy).
-            # The printed loss does not tell how well this learns: at ratio 1 it is minus the mean advantage of the kept
-            # tokens, hence near 0. Its gradient is not. Watch reward, accuracy and entropy instead.
             run.update(batch, token_loss)
-        run.evaluate()
         run.log(rollouts, rewards)
-        run.save()
-    run.finish()
 
 
 if __name__ == "__main__":

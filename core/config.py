@@ -179,6 +179,9 @@ def suited(config_class, model: str) -> dict:
     return {name: value for name, value in defaults.items() if name in names}
 
 
+model_defaults = suited
+
+
 def about(cfg) -> dict:
     """What a configuration does not tell: the script that runs, and its unusual settings, {flag: its line in --help}:
     those that are neither the file's defaults nor the model's."""

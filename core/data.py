@@ -227,7 +227,7 @@ class Problems:
 
     def first(self, count: int, within: int = sys.maxsize) -> list[dict]:
         """The first `count` usable problems among the first `within`. Prints how many were dropped."""
-        looked = min(within, len(self))
+        looked = min(within or len(self), len(self))
         bar = tqdm(range(looked), f"reading {self.name}", disable=rank() > 0, **bar_style())
         found = list(itertools.islice((problem for i in bar if (problem := self[i])), count))
         where = f" among its first {looked:,} different problems" if looked < len(self) else " in it"

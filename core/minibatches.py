@@ -1,4 +1,4 @@
-"""From a global batch to the micro-batches of each update."""
+"""From a global batch to the updates of a step, and from an update to its micro-batches."""
 
 import heapq
 import math
@@ -8,8 +8,9 @@ import torch
 
 
 def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
-    """Per-token weights [sum of lengths] that normalise the loss of an update over its kept responses: `token` 1 / all
-    tokens, `sequence` 1 / (responses x own length), `constant` 1 / (responses x max_new_tokens)."""
+    """Weight of each token [sum of lengths] in the loss of an update over responses of these lengths.
+
+    token: 1 / all tokens. sequence: 1 / (responses x own length). constant: 1 / (responses x max_new_tokens)."""
     lengths = torch.as_tensor(lengths)
     divisor = lengths.sum()
     if norm == "sequence":
@@ -19,20 +20,22 @@ def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
     return (1 / divisor.float()).expand(len(lengths)).repeat_interleave(lengths)
 
 
-def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None) -> list[tuple]:
-    """The kept responses, keep [P, n], as (rows, units) of one Batch per update, see Batch.select, each with
-    an equal share of the kept prompts, taken in this order of the prompts (default: as sampled). adv: advantages of
-    responses [P, n], or of tokens [N]. together: micro-batches don't part the kept responses of a prompt.
+def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None, whole=False) -> list[tuple]:
+    """The kept responses, keep [P, n], as (rows, units) for each update: see Batch.select(). adv: [P, n], or [N].
 
-    Adds the per-token `adv`, and the `weight` that normalises the loss over the kept responses of the update. A kept
-    response that can't move the gradient counts in the normalisation but is not forwarded, so a batch can be empty.
-    With --loss_norm all_tokens every response is kept, the rejected ones with advantage 0, as in the code released with
-    arXiv 2504.11343. Raises ValueError for values of another shape."""
+    Each update has an equal share of the prompts that keep a response, in the given order (default: as sampled).
+    together: the kept responses to a prompt stay in one micro-batch.
+
+    Sets tokens.adv, and tokens.weight, which normalises the loss over the kept responses of an update. A kept response
+    without any advantage, KL or entropy term has no gradient: it counts in the weights but is left out of the rows,
+    unless `whole`. So an update can have no rows.
+    --loss_norm all_tokens keeps every response, the rejected ones with advantage 0, as the code released with arXiv
+    2504.11343 does. Raises ValueError for values of another shape."""
     batch, tokens, size = rollouts.batch, rollouts.tokens, rollouts.lengths.shape
     shape = lambda x: list(x.shape) if torch.is_tensor(x) else type(x).__name__
     if shape(adv) not in (list(size), shape(tokens.sampler)):
         raise ValueError(f"adv is {shape(adv)}; it needs {list(size)}, one value per response, or "
-                         f"{shape(tokens.sampler)}, one per token")  # fmt: skip
+                         f"{shape(tokens.sampler)}, one per token")
     if shape(keep) != list(size) or keep.dtype != torch.bool:
         raise ValueError(f"keep is {shape(keep)}, {getattr(keep, 'dtype', '')}; it needs {list(size)}, torch.bool")
     tokens.adv = (rollouts.per_token(adv) if adv.dim() > 1 else adv).float()
@@ -43,11 +46,11 @@ def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, 
     for name, value in vars(tokens).items():
         if shape(value) != shape(tokens.sampler):
             raise ValueError(f"tokens.{name} is {shape(value)}; it needs {shape(tokens.sampler)}, one value per "
-                             "response token: see rollouts.per_token")  # fmt: skip
+                             "response token: see rollouts.per_token")
         if name in ("response", "position"):
             raise ValueError(f"tokens.{name}: the name is taken, see common.Run.update; choose another")
     moves = np.logical_or.reduceat(tokens.adv.numpy() != 0, batch.starts).reshape(keep.shape)
-    moves = keep & (moves | bool(cfg.kl_coef or cfg.entropy_coef))
+    moves = keep & (moves | bool(whole or cfg.kl_coef or cfg.entropy_coef))
     if together:
         moves = keep & moves.any(1, keepdims=True)
     rows, parts = np.arange(keep.size).reshape(keep.shape), []
@@ -65,13 +68,12 @@ def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, 
 
 
 def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[list[int]]]:
-    """Token-balanced micro-batches: result[m][r] lists the units (rows, or groups of rows that stay together) of
-    micro-batch m on rank r, the longest first.
+    """Token-balanced micro-batches: result[m][r] lists the units of micro-batch m on rank r, the longest first. A unit
+    is a row, or a group of rows that stay together.
 
-    Every rank computes the same plan, and all ranks run the same number of micro-batches. Greedy: units go, from the
-    longest to the shortest, to the emptiest of ranks x M bins, where M is the smallest number that respects the budget.
-    A unit longer than the budget gets a bin of its own. A bin can be empty: its rank then runs a unit of weight 0.
-    """
+    Every rank computes the same plan, and all ranks run the same number of micro-batches. Greedy: from the longest to
+    the shortest, each unit goes to the emptiest of ranks x M bins. M is the smallest number that respects the budget.
+    A unit longer than the budget has a bin of its own. Where a bin is empty, its rank runs a unit of weight 0."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
     while True:

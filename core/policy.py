@@ -25,6 +25,7 @@ from core.head import CHUNK, Chunks, logits_of
 from core.minibatches import plan
 from core.packing import Pack
 from core.processes import all_reduce, rank, world
+from core.rollout import Tokens
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when a lone process saves a checkpoint
 
@@ -205,19 +206,18 @@ class Policy(nn.Module):
                 out[:, batch.token_index(rows)] = both
         return tuple(all_reduce(out))
 
-    def update(self, batch, token_loss, max_grad_norm=1.0, entropy_grad=False, lr=None, seen=None) -> dict[str, float]:
-        """One optimizer step on loss = sum over tokens of batch.values["weight"] x token_loss.
+    def update(self, batch, objective, max_grad_norm=1.0, entropy_grad=False, lr=None) -> dict:
+        """One optimizer step on loss = sum over all tokens of batch.values["weight"] x objective.
 
-        token_loss(new, entropy, tokens) -> (loss [T], stats). `tokens` has the batch's values as attributes, cut to the
-        T tokens of the micro-batch; response [T], the number of the token's response in the micro-batch, 0..B-1; and
-        position [T], its place in that response. stats are sums over tokens, except for names that end in _max, which
-        are maxima. Returns the stats over all ranks, with loss and grad_norm. grad_norm is not finite when the update
-        had to be skipped. lr: the learning rate from now on. seen: a tensor [2, N] of zeros, to be filled with the
-        logprobs and entropies before the step, on every rank.
-        """
+        objective(new, entropy, tokens) -> [T], for the T tokens of a micro-batch. new, entropy: under this model.
+        tokens has as attributes [T] the batch's values; response, the number of the token's response in the
+        micro-batch, 0..B-1; and position, the token's place in it. The objective may set tokens.clipped [T] bool.
+
+        Returns loss; grad_norm, which is not finite if the step had to be skipped; and seen [3, N], from before the
+        step: logprobs, entropies, and tokens.clipped. All on every rank. lr: the learning rate from now on."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] if lr is None else lr
-        totals, maxima = {"loss": torch.zeros((), device=self.device)}, {}
+        total, seen = torch.zeros((), device=self.device), torch.zeros(3, int(batch.ends[-1]))
         for pack, rows, real, last in self._micros(batch):
             if self.whole:  # gradients add up where they arise; the copies, or the CPU of --offload, get the sum
                 self.set_requires_gradient_sync(last)
@@ -225,29 +225,21 @@ class Policy(nn.Module):
             tokens = {name: value[index] for name, value in batch.values.items()}
             tokens["response"] = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
             tokens["position"] = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
-            tokens = SimpleNamespace(**{name: value.to(self.device) for name, value in tokens.items()})
+            tokens = Tokens(**{name: value.to(self.device) for name, value in tokens.items()})
             new, entropy = self(pack, entropy_grad)
-            if seen is not None and real:
-                seen[:, index] = torch.stack([new, entropy]).detach().float().cpu()
-            losses, stats = token_loss(new, entropy, tokens)
-            loss = real * (tokens.weight * losses).sum()
+            tokens.clipped = torch.zeros_like(new, dtype=torch.bool)
+            loss = real * (tokens.weight * objective(new, entropy, tokens)).sum()
             (loss * world() if self.sharded else loss).backward()  # FSDP averages over the ranks; we want the sum
-            for name, value in dict(stats, loss=loss.detach()).items():
-                if name.endswith("_max"):
-                    maxima[name] = torch.maximum(maxima.get(name, value), value)
-                else:
-                    totals[name] = totals.get(name, 0) + real * value
+            total += loss.detach()
+            if real:
+                seen[:, index] = torch.stack([new, entropy, tokens.clipped]).detach().float().cpu()
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if torch.isfinite(norm):
             nn.utils.clip_grads_with_norm_(self.parameters(), max_grad_norm, norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        flat = lambda x: torch.tensor([float(value) for value in x.values()], dtype=torch.float64)
-        sums, peaks = all_reduce(flat(totals)), all_reduce(flat(maxima), dist.ReduceOp.MAX)
-        if seen is not None:
-            all_reduce(seen)
-        return dict(zip([*totals, *maxima], [*sums.tolist(), *peaks.tolist()]), grad_norm=norm.item())
+        return dict(loss=all_reduce(total.double().cpu()).item(), grad_norm=norm.item(), seen=all_reduce(seen))
 
     # -------------------------------------------------------------------------------------------- weights and files
     def weights(self):

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import signal
 import sys
 import time
 import traceback
@@ -89,6 +90,23 @@ def say(message: str):
     if rank() == 0:
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+def catch_signals() -> list:
+    """From now on SIGTERM and Ctrl-C only add their number to this list, for the run to leave after its step. The
+    second one raises KeyboardInterrupt."""
+    caught = []
+
+    def catch(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        name = signal.Signals(number).name
+        say(f"{name}: leaving after this step; --resume continues (once more: leaving at once)")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, catch)
+    return caught
 
 
 # ------------------------------------------------------------------------------------------------ what takes long

@@ -1,7 +1,7 @@
-"""What is rewarded: small functions from rollouts to rewards [P, n], in one table, combined by & and !.
+"""Grading, and what is rewarded: small functions from rollouts to rewards [P, n], combined by & and !.
 
-Being right is one of them; the others are the spurious and the label-free rewards of the papers. Whatever is rewarded,
-the metric `accuracy` is the share of right answers.
+Being right is one reward. The others are the spurious and the label-free rewards of the papers. The metric `accuracy`
+is the share of right answers, whatever is rewarded.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import torch
 
 import core.verify as grading
 from core.data import epoch_order
+from core.files import read_lines, write_whole
 from core.processes import all_reduce, gather, rank, say, watched, world
 from core.rollout import Rollouts, generate
 from core.streams import uniforms
@@ -22,39 +23,41 @@ from core.verify import extract, last_boxed, normalise, verify_all
 
 
 # ------------------------------------------------------------------------------------------------ grading
+def right(scores: torch.Tensor) -> torch.Tensor:
+    """Which responses count as right, bool, from their scores or rewards. This is the only threshold."""
+    return scores > 0.5
+
+
 def decode(responses: list[tuple], tokenizer) -> list[str]:
-    """The texts of responses, on every rank; each rank decodes its share."""
+    """The texts of responses, on every rank. Each rank decodes its share."""
     own = [ids for ids, *_ in responses[rank() :: world()]]
     return gather(tokenizer.batch_decode(own, skip_special_tokens=True), len(responses))
 
 
-def verified(texts: list[str], golds: list[str]) -> torch.Tensor:
-    """1 where a response is right, else 0, float [len(texts)], on every rank; each rank verifies its share."""
-    own = verify_all(list(zip(texts, golds))[rank() :: world()])
-    return torch.tensor(gather(own, len(texts))).float()
-
-
 def apply_check(check, text: str, problem: dict) -> tuple[float, str]:
-    """The score that a check of the user's own gives, and the error that it raised, if any, which makes the score 0.
-    It gets the columns of the data as they are, with `problem` as text; so it can't read what only training knows."""
+    """(score, error) of one response by the user's own check. Without an error it is "", with one the score is 0.
+
+    The check sees the row of the data as it is, but `problem` is always text. It sees nothing that we added."""
     columns = problem.get("row", problem) | {name: problem.get(name) for name in ("problem", "answer")}
     try:
         value = float(check(text, columns))
         return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")
-    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
+    except (Exception, SystemExit) as error:  # somebody else's code can raise anything
         return 0.0, f"it raised {type(error).__name__}: {error}"
 
 
-reported = set()  # checks whose first error has been shown
+reported = set()  # checks whose first error has been printed
 
 
 def score(texts: list[str], problems: list[dict], check=None) -> tuple[torch.Tensor, int]:
-    """(scores [len(texts)], errors of the check): check(text, problem), or without a check 1 where a text's answer is
-    verified and 0 elsewhere. On every rank; each rank scores its share."""
+    """(scores [len(texts)], how often the check failed), on every rank. Each rank scores its share.
+
+    Without a check, the score is 1 for a verified answer and 0 for others."""
+    share = slice(rank(), None, world())
     if check is None:
-        return verified(texts, [problem["answer"] for problem in problems]), 0
-    mine = range(rank(), len(texts), world())
-    results = gather([apply_check(check, texts[i], problems[i]) for i in mine], len(texts))
+        pairs = list(zip(texts, (problem["answer"] for problem in problems)))
+        return torch.tensor(gather(verify_all(pairs[share]), len(texts))).float(), 0
+    results = gather([apply_check(check, *pair) for pair in list(zip(texts, problems))[share]], len(texts))
     failed = [error for _, error in results if error]
     if failed and check not in reported:
         reported.add(check)
@@ -62,15 +65,9 @@ def score(texts: list[str], problems: list[dict], check=None) -> tuple[torch.Ten
     return torch.tensor([value for value, _ in results]), len(failed)
 
 
-def right(scores: torch.Tensor) -> torch.Tensor:
-    """Whether responses with these scores or rewards count as right, bool: above 1/2. This is the only place that says
-    so."""
-    return scores > 0.5
-
-
 def grade(rollouts: Rollouts, tokenizer, check=None):
-    """Decode and score every response. Adds texts; scores [P, n], see score(); correct [P, n], 1 where the score is
-    above 1/2, else 0; and boxed [P, n], 1 where there is a box at all."""
+    """Decode and score every response. Adds texts (P x n strings), scores, correct (1 for right, else 0) and boxed
+    (1 for a response with a box), each [P, n]."""
     rollouts.texts, rollouts.check, before = decode(rollouts.responses, tokenizer), check, grading.timeouts
     rollouts.usual_end = getattr(tokenizer, "eos_token_id", None)
     problems = [problem for problem in rollouts.problems for _ in range(rollouts.n)]
@@ -78,12 +75,11 @@ def grade(rollouts: Rollouts, tokenizer, check=None):
     rollouts.scores = scores.view(-1, rollouts.n)
     rollouts.correct = right(rollouts.scores).float()
     rollouts.timeouts = int(all_reduce(torch.tensor(grading.timeouts - before)))
-    boxed = [last_boxed(text) is not None for text in rollouts.texts]
-    rollouts.boxed = torch.tensor(boxed).float().view(-1, rollouts.n)
+    rollouts.boxed = by_text(lambda text: last_boxed(text) is not None, rollouts)
 
 
 def examine(sampler, tokenizer, problems: list[dict], n: int, seed: int, cfg, first: int = 0, check=None) -> Rollouts:
-    """Graded rollouts of an evaluation. Its random streams are not those of training with the same seed."""
+    """Graded rollouts of an evaluation. Training with the same seed uses other random streams."""
     how = dict(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=getattr(cfg, "top_p", 1.0))
     rollouts = generate(sampler, problems, n, seed + 2**40, first=first, **how)
     grade(rollouts, tokenizer, check)
@@ -92,36 +88,41 @@ def examine(sampler, tokenizer, problems: list[dict], n: int, seed: int, cfg, fi
 
 # ------------------------------------------------------------------------------------------------ rewards
 def by_text(rule, rollouts: Rollouts) -> torch.Tensor:
-    """A rule about a response's text alone: 1 where it holds, else 0, [P, n]."""
+    """[P, n]: 1 where a rule holds for the text of a response, else 0."""
     return torch.tensor([float(bool(rule(text))) for text in rollouts.texts]).view(-1, rollouts.n)
 
 
 def repeats(text: str, least: int = 10, most: int = 256, times: int = 10) -> bool:
-    """Whether the text has a piece of `least` to `most` characters `times` or more times in a row."""
+    """Whether a piece of `least` to `most` characters stands in the text `times` or more times in a row."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     for size in range(least, min(most, len(codes) // times) + 1):
-        breaks = np.flatnonzero(codes[:-size] != codes[size:])  # between them, the text repeats itself every `size`
+        breaks = np.flatnonzero(codes[:-size] != codes[size:])  # between two breaks, a piece of this size repeats
         if np.diff(np.concatenate([[-1], breaks, [len(codes) - size]])).max() > size * (times - 1):
             return True
     return False
 
 
 def vote(texts: list[str]) -> str:
-    """The most frequent final answer of some responses, as the first of them wrote it; of equally frequent answers the
-    one that came first; "" if no response has an answer."""
+    """The most frequent final answer of some responses, as the first of them wrote it. Of equally frequent ones the
+    first counts. "" if no response has an answer."""
     answers = [answer for text in texts if (answer := extract(text)) and answer.strip()]
     if not answers:
         return ""
-    winner, _ = Counter(map(normalise, answers)).most_common(1)[0]  # of equals the first to appear
+    winner, _ = Counter(map(normalise, answers)).most_common(1)[0]
     return next(answer for answer in answers if normalise(answer) == winner)
 
 
+def label_is_right(labels: list[str], problems: list[dict], check) -> torch.Tensor:
+    """[P] bool: whether each label is the right answer to its problem."""
+    return right(score([f"\\boxed{{{label}}}" for label in labels], problems, check)[0])
+
+
 def matches(rollouts: Rollouts, labels: list[str]) -> torch.Tensor:
-    """1 where a response's answer is the label of its prompt, else 0, [P, n]."""
+    """[P, n]: 1 where a response's answer is the label of its prompt, else 0."""
     rollouts.labels = labels
-    boxes = [f"\\boxed{{{label}}}" for label in labels]
-    rollouts.label_accuracy = right(score(boxes, rollouts.problems, rollouts.check)[0]).float().mean().item()
-    return verified(rollouts.texts, [label for label in labels for _ in range(rollouts.n)]).view(-1, rollouts.n)
+    rollouts.label_accuracy = label_is_right(labels, rollouts.problems, rollouts.check).float().mean().item()
+    as_gold = [dict(answer=label) for label in labels for _ in range(rollouts.n)]
+    return score(rollouts.texts, as_gold)[0].view(-1, rollouts.n)
 
 
 def majority(rollouts: Rollouts, value) -> torch.Tensor:
@@ -131,12 +132,12 @@ def majority(rollouts: Rollouts, value) -> torch.Tensor:
 
 
 def fixed(rollouts: Rollouts, value) -> torch.Tensor:
-    """The label is the problem's own, see labelled(); for `incorrect` every label is a wrong one."""
+    """The label is the problem's own: see label_problems(). For `incorrect` every label is a wrong one."""
     return matches(rollouts, [p["label"] for p in rollouts.problems])
 
 
 def chance(rollouts: Rollouts, value: str) -> torch.Tensor:
-    """Bernoulli(value) per response, from its random stream, far behind the uniforms that its tokens take."""
+    """Bernoulli(value) per response, from its random stream, far behind the numbers that its tokens use."""
     return torch.from_numpy(uniforms(rollouts.keys, 2**40) < float(value)).float().view(-1, rollouts.n)
 
 
@@ -154,7 +155,7 @@ REWARDS = {
 
 
 def reward_terms(expression: str) -> list[tuple]:
-    """(negated, name, value) of each term of e.g. "format & !python" or "random:0.5". Raises ValueError."""
+    """(negated, name, value) of each term of a reward such as "format & !python" or "random:0.5". Raises ValueError."""
     terms = []
     for term in expression.split("&"):
         name, colon, value = term.strip().removeprefix("!").strip().partition(":")
@@ -175,7 +176,7 @@ def reward_names(expression: str) -> set[str]:
 
 
 def compute_rewards(expression: str, rollouts: Rollouts) -> torch.Tensor:
-    """Rewards [P, n]: the product of all terms; `!` before a term makes it 1 minus its value."""
+    """Rewards [P, n]: the product of all terms. `!` before a term makes it 1 minus its value."""
     product = torch.ones(len(rollouts.problems), rollouts.n)
     for negated, name, value in reward_terms(expression):
         term = REWARDS[name](rollouts, value)
@@ -184,10 +185,10 @@ def compute_rewards(expression: str, rollouts: Rollouts) -> torch.Tensor:
 
 
 def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[str]:
-    """The label of each problem, by the vote of cfg.votes responses of the sampler's model. The labels are kept in
-    `file`, line by line, so that no problem is voted on twice."""
-    lines = file.read_text().splitlines(True) if file.exists() else []
-    labels = [json.loads(line)["label"] for line in lines if line.endswith("\n")]
+    """The label of each problem, by the vote of cfg.votes responses of the sampler's model.
+
+    `file` keeps the labels, so an interrupted vote goes on where it stopped."""
+    labels = [row["label"] for _, row in read_lines(file)] if file.exists() else []
     size = max(1, 4096 // cfg.votes)
     for i in watched(range(len(labels), len(pool), size), "voting"):
         how = dict(seed=cfg.seed + 2**41, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, first=i)
@@ -195,26 +196,25 @@ def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[s
         labels += [vote(texts[j : j + cfg.votes]) for j in range(0, len(texts), cfg.votes)]
         if rank() == 0:
             rows = [dict(problem=p["problem"], answer=p.get("answer"), label=x) for p, x in zip(pool, labels)]
-            partial = file.with_suffix(".tmp")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            partial.rename(file)
+            write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
     return labels[: len(pool)]
 
 
-def labelled(problems: list[dict], cfg, file: Path, resumed: bool, sampler, tokenizer, check=None) -> list[dict]:
-    """The problems that a run will need, with a `label` by the vote of the sampler's model. Left out are problems that
-    got no label, and for the reward `incorrect` those whose label is right. A resumed run has only the labels in the
-    file: its policy is no longer the initial model, whose vote counts. Raises ValueError if no problem is left."""
+def label_problems(problems, cfg, file: Path, resumed: bool, sampler, tokenizer, check=None) -> list[dict]:
+    """The problems that a run will use, each with a `label` by the vote of the sampler's model.
+
+    Problems without a label are left out. So are, for the reward `incorrect`, those whose label is right.
+    A resumed run uses the labels in the file alone: its policy is no longer the initial model, whose vote counts.
+    Raises ValueError if no problem is left."""
     count = min(len(problems), cfg.steps * cfg.prompts_per_step)
     if resumed:
-        count = len(file.read_text().splitlines()) if file.exists() else 0
+        count = len(read_lines(file)) if file.exists() else 0
     order = epoch_order(problems, cfg.seed, 0)
     pool = list(itertools.islice((problem for i in order if (problem := problems[int(i)])), count))
     pool = [p | dict(label=x) for p, x in zip(pool, vote_labels(file, pool, sampler, tokenizer, cfg))]
     kept = [p for p in pool if p["label"]]
     if "incorrect" in reward_names(cfg.reward):
-        scores, _ = score([f"\\boxed{{{p['label']}}}" for p in kept], kept, check)
-        kept = [p for p, x in zip(kept, right(scores)) if not x]
+        kept = [p for p, x in zip(kept, label_is_right([p["label"] for p in kept], kept, check)) if not x]
     say(f"labels: {len(pool)} problems voted on, {len(kept)} kept ({file})")
     if not kept:
         raise ValueError(f"--reward {cfg.reward}: no labelled problem is left of {len(pool)}; give more data or votes")

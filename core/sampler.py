@@ -5,7 +5,7 @@ vllm_sampler.py:
     sample(...)     token ids in, token ids out, with the logprob of each sampled token at the sampling temperature
     sleep()         give GPU memory back while the policy trains
     rest(), wake()  the same for a model that stays as it is, a teacher
-    asleep          True after a sleep() that took effect: sync() has to come before the next sample()
+    stale           True before the first sync(), and after a sleep() that took effect: sync() comes before sample()
     exact           True if those logprobs are the trainer's own, so that no second pass is needed to compute them
 
 The torch sampler writes all responses at the same time, a token of each per pass through the model. What they share is
@@ -173,7 +173,7 @@ class TorchSampler:
     neither on its batch nor on the number of processes. In fp32 its logprobs equal the trainer's, then `exact` is True.
     eos: ids of the tokens that end a response. cache_tokens: how many tokens the KV cache may hold."""
 
-    asleep = False
+    stale = True
 
     def __init__(self, policy, eos: set[int], cache_tokens: int = 2**17):
         config = copy.deepcopy(policy.lm.config)  # a copy, because the config holds the name of the attention function
@@ -189,6 +189,7 @@ class TorchSampler:
         mine = dict(self.lm.named_parameters())
         for name, tensor in policy.weights():
             mine[name].copy_(tensor)
+        self.stale = False
 
     def sleep(self):
         """Does nothing: the copy of the model stays where it is."""
@@ -290,8 +291,8 @@ def choose_sampler(cfg):
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
 
 
-def new_sampler(kind, policy, tokenizer):
-    """A sampler for the policy; kind: what choose_sampler() returned. It stops at the end tokens that the model's
-    generation config names, and at the tokenizer's."""
+def new_sampler(cfg, policy, tokenizer):
+    """The sampler for the policy that --sampler asks for. It stops at the end tokens that the model's generation config
+    and the tokenizer name."""
     with bad_input():
-        return kind(policy, end_tokens(policy.lm.generation_config, tokenizer))
+        return choose_sampler(cfg)(policy, end_tokens(policy.lm.generation_config, tokenizer))

@@ -48,7 +48,7 @@ class VLLMSampler:
     that are there leave, see engine_share). request_seeds: see sample(). Raises ValueError, one line, if vLLM can't be
     used or can't start."""
 
-    exact = asleep = False
+    exact, asleep, stale = False, False, True
     engines = []  # keeps every engine alive until the process ends, see __init__
     oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
 
@@ -141,12 +141,13 @@ class VLLMSampler:
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=self._weights(policy)))
         self.wake(["kv_cache"])
         self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
+        self.stale = False
 
     def sleep(self, level: int = 2):
         """Give the engine's GPU memory back, weights and KV cache; sync() has to come before the next sample()."""
         if self.cuda and not self.asleep:
             self.llm.sleep(level=level)
-            self.asleep = True
+            self.asleep, self.stale = True, level == 2
 
     def rest(self):
         """Sleep with the weights on the host; wake() has to come before the next sample()."""
