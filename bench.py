@@ -5,9 +5,11 @@
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
     python bench.py --arch 32b --plan 8                                          what 8 GPUs would need: before renting
 
-No token ends a response: each has new_tokens tokens. Rewards depend on token ids alone, so that even a random model has
-mixed groups. Utilisation compares the FLOPs of matrix products (2 x parameters per token forward, 4 x backward; causal
-attention; the head on response tokens; a prompt once per response) with a product of size 4,096 in the same run.
+No token ends a response: each has new_tokens tokens. The reward is the share of token ids that 7 divides, so that
+rewards differ even if the weights are random.
+Utilisation is the FLOPs of matrix products per second, divided by those of one product of size 4,096 in the same run.
+A forward pass needs 2 FLOPs per parameter and token, a backward pass 4. Attention counts as causal, the head for
+response tokens only, a prompt once per response.
 """
 
 import json
@@ -16,25 +18,32 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import common
 import numpy as np
 import torch
-from common import arg
-from grpo import Config, advantages, token_loss
-from core import tiny
-from core.head import CHUNK
-from core.rewards import decode
-from core.rollout import Rollouts
-from core.vllm_sampler import engine_share
-from safetensors.torch import save_file
+from torch.utils.benchmark import Timer
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from common import UNUSABLE, arg, find_model, full_loss, longest_sequence, parse, watched
+from core.data import encode
+from core.head import CHUNK
+from core.minibatches import split
+from core.policy import Policy
+from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, world
+from core.rewards import decode
+from core.rollout import Rollouts, generate
+from core.sampler import choose_sampler
+from core.tiny import make_tokenizer
+from core.vllm_sampler import engine_share
+from grpo import Config, advantages, token_loss
+
+# ------------------------------------------------------------------------------------------------ the memory plan
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-         "vocab_size", "tie_word_embeddings")  # fmt: skip
+         "vocab_size", "tie_word_embeddings")
 ARCHS = {
     "tiny": (128, 3, 4, 4, 384, 261, True),
     "0.5b": (896, 24, 14, 2, 4864, 151936, True),
@@ -52,36 +61,35 @@ def architecture(name: str):
 
 
 def count(config) -> tuple[int, int, int]:
-    """Numbers of parameters: of the whole model, of embedding and head (one table if they are tied), of one table."""
+    """Parameters of the whole model, of embedding and head (one table if they are tied), and of one table."""
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
-    ends = {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}
-    return sum(p.numel() for p in lm.parameters()), sum(p.numel() for p in ends), max(p.numel() for p in ends)
+    tables = [p.numel() for p in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}]
+    return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables)
 
 
 def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK) -> dict[str, float]:
-    """Bytes on each of `gpus` GPUs that share one copy of the state, for micro-batches of `tokens` tokens.
+    """Bytes on each of `gpus` GPUs that share one copy of the state. A micro-batch has `tokens` tokens.
 
-      state           fp32 masters, gradients and AdamW's two moments: 16 bytes per parameter / gpus
-      gathered        bf16 weights of embedding and head, and the head's gradient; 6 bytes per parameter of a block
-      activations     bf16: what enters each block; and one block's own, as transformers' Llama and Qwen leave them,
-                      with those of every block that is not computed again
-      logits          of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
-      peak            the largest sum of what is there at the same time: in a block; in the head; in the last reduction
-                      of gradients, those of embedding and head in bf16 and fp32. Without CUDA's and NCCL's own GB
-    """
+      gathered     bf16 weights of embedding and head, the head's gradient, and 6 bytes per parameter of one block
+      activations  bf16: the input of each block, and all that transformers' Llama and Qwen keep inside a block: of one
+                   block at a time, and of those that are not computed again
+      logits       of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
+      peak         the largest sum of what is there at the same time. CUDA and NCCL need some GB more"""
     whole, ends, table = count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     kept = layers - math.ceil(layers / recompute) if recompute else layers - 1  # blocks that keep their activations
     own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
     stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
-    parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,
+    parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
                  gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
-                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))  # fmt: skip
-    if offload:  # gradients stay where they arise until the update's last micro-batch, if each GPU has all of them
+                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
+    if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
+    # The peak is in a block, or in the head, or at the end, where the gradients of embedding and head are reduced: they
+    # are there in bf16 and in fp32.
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
-    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # in fp32, of the chunks' gradients of the head
+    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # fp32, of the head's gradients from all chunks
     in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
     at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
     peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)
@@ -89,143 +97,181 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
 
 
 def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
-    """A table of the training's memory, and what is left for vLLM on GPUs of 80 and of 141 GB."""
+    """A table of the memory that training needs, and what is left for vLLM on GPUs of 80 and of 141 GB."""
     whole, _, table = count(config)
     memory, heads = training_memory(config, gpus, tokens, offload, recompute), config.num_key_value_heads
     lines = [f"computed GB per GPU: {whole / 1e9:.2f} B parameters, {gpus} GPU(s), {tokens} tokens per micro-batch"]
     lines += [f"  {name:12}{size / 1e9:8.1f}" for name, size in memory.items()]
-    state = memory["parameters"] + memory["optimizer"]  # what stays while vLLM samples
     cache = 4 * config.num_hidden_layers * heads * config.hidden_size // config.num_attention_heads  # bytes per token
     for total in (80e9, 141e9):
+        free = total - memory["parameters"] - memory["optimizer"] - 1e9  # while vLLM samples
         says = "no room for vLLM; give --offload true or take more GPUs"
-        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):
-            free = total - state - 1e9
-            tokens_cached = tp * (0.9 * free - 2 * table - 2.25 * whole / tp) / cache
-            if heads % tp == 0 and tokens_cached > 1e5:  # 25 responses of 4,000 tokens at a time
-                gets = total * engine_share(free, total, whole, table, tp)
-                says = f"vLLM with --tp {tp} gets {gets / 1e9:.0f} GB and caches {tokens_cached / 1e3:.0f} k tokens"
+        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the last that fits counts
+            cached = tp * (0.9 * free - 2 * table - 2.25 * whole / tp) / cache  # tokens
+            if heads % tp == 0 and cached > 1e5:  # 25 responses of 4,000 tokens at a time
+                size = total * engine_share(free, total, whole, table, tp)
+                says = f"vLLM with --tp {tp} gets {size / 1e9:.0f} GB and caches {cached / 1e3:.0f} k tokens"
         if memory["peak"] > 0.95 * total:
             says = "too small to train on; give --offload true, lower --tokens_per_micro or take more GPUs"
         lines.append(f"GPU of {total / 1e9:.0f} GB: {says}")
     return "\n".join(lines)
 
 
-PHASES = dict(sample="time_sample", logprobs="time_old", update="time_train", sync="time_sync")
-FLOPS = dict(sample=1, logprobs=1, update=3, step=4)  # in FLOPs of a forward pass
+# ------------------------------------------------------------------------------------------------ a step, phase by phase
+PHASES = ("sample", "logprobs", "update", "sync")
 
 
 @dataclass
 class Options(Config):
-    arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights in place of --model")
+    arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights, in place of --model")
     phase: Literal["all", *PHASES] = arg("all", "time this phase alone")
-    plan: int = arg(0, "time nothing: compute the memory that each of so many GPUs would need", least=0)
+    plan: int = arg(0, "time nothing, compute the memory that training needs on each of PLAN GPUs", least=0)
     prompts: int = arg(64, "prompts per step", least=1)
-    samples: int = arg(4, "responses per prompt, which GRPO compares", least=2)
+    samples: int = arg(4, "responses per prompt; GRPO compares them", least=2)
     new_tokens: int = arg(64, "tokens of each response", least=1)
     updates: int = arg(4, "optimizer steps per step", least=1)
     steps: int = arg(8, "timed steps, after one that is not timed", least=1)
     on_tiny = dict(steps=8, eval_data="", reference=False)
 
 
-class RandomPolicy(common.Policy):
-    """Random weights instead of those in a folder. Rank 0 draws them: on the GPU if it is alone, else on the CPU."""
+class RandomPolicy(Policy):
+    """Random weights. Rank 0 draws them, on the GPU if it is the only rank, else on the CPU."""
 
     def load(self, model, config, **how):
         torch.manual_seed(0)
-        alone = torch.cuda.is_available() and common.world() == 1
-        with torch.device("meta" if common.rank() else "cuda" if alone else "cpu"):
-            return AutoModelForCausalLM.from_config(config, **how)  # whose name_or_path is the folder
+        alone = torch.cuda.is_available() and world() == 1
+        with torch.device("meta" if rank() else "cuda" if alone else "cpu"):
+            return AutoModelForCausalLM.from_config(config, **how)
 
 
-def matmul_rate(size: int = 4096, seconds: float = 2.0) -> float:
+class Bench:
+    """A GRPO step without the rest of a run. The models have the settings that common.Run gives them."""
+
+    def __init__(self, cfg, folder: str):
+        """folder: an empty one, for the config of --arch."""
+        self.cfg, device = cfg, start_processes()
+        cfg.max_prompt_tokens, cfg.max_new_tokens, cfg.updates_per_step = 64, cfg.new_tokens, cfg.updates
+        if world() % (cfg.shard_size or 1):
+            fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
+        if cfg.arch:
+            kind, source, config, self.tokenizer = RandomPolicy, folder, architecture(cfg.arch), make_tokenizer()
+            config.save_pretrained(folder)
+        else:
+            kind, (source, config, self.tokenizer) = Policy, find_model(cfg.model, "model")
+        if 64 + cfg.new_tokens > longest_sequence(config, windows=device == "cuda"):
+            fail(f"--new_tokens {cfg.new_tokens}: more than the model's context, with 64 tokens for the prompt")
+        how = dict(vocab=None if cfg.arch else len(self.tokenizer), temperature=cfg.temperature, offload=cfg.offload,
+                   tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, recompute=cfg.recompute,
+                   compile=cfg.compile and device == "cuda")
+        with bad_input(f"--model {cfg.model}: ", UNUSABLE):
+            self.policy = kind(source, device, lr=cfg.lr, **how)
+            self.reference = kind(source, device, **how) if cfg.reference or cfg.kl_coef else None
+        with bad_input():
+            self.sampler = choose_sampler(cfg)(self.policy, set())  # no token ends a response
+        texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") for i in range(cfg.prompts * (cfg.steps + 1))]
+        self.problems = [encode(text + "=", "none", self.tokenizer) for text in texts]  # 16 to 24 characters
+        zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
+        ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
+        self.made_up = Rollouts(self.problems[: cfg.prompts], [(row, zeros, zeros, True) for row in ids])
+
+    def lap(self, name: str):
+        """Add the seconds since the last lap to those of a phase."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the GPU may still be at work
+        last, self.clock = self.clock, time.perf_counter()
+        self.seconds[name] += self.clock - last
+
+    def step(self, number: int) -> Counter:
+        """One step -> the seconds of its phases, and of what is between them. A phase alone: on made-up responses."""
+        cfg, rollouts, first = self.cfg, self.made_up, number * self.cfg.prompts
+        self.seconds, self.clock = Counter(), time.perf_counter()
+        self.sampler.sync(self.policy)
+        self.lap("sync")
+        if cfg.phase in ("all", "sample"):
+            problems = self.problems[first : first + cfg.prompts]
+            rollouts = generate(self.sampler, problems, cfg.samples, cfg.seed, cfg.new_tokens, cfg.temperature, first)
+            self.lap("sample")
+        decode(rollouts.responses, self.tokenizer)
+        rewards = torch.tensor([np.mean(ids % 7 == 0) for ids in rollouts.batch.responses]).view(-1, cfg.samples)
+        self.sampler.sleep()
+        self.lap("between")
+        if cfg.phase in ("sample", "sync"):
+            return self.seconds
+        exact = cfg.phase == "update" or cfg.phase == "all" and self.sampler.exact
+        rollouts.prepare(number, exact, [])
+        parts = split(rollouts, *advantages(rewards.float(), cfg), cfg)
+        parts = [(rows, units) for rows, units in parts if len(rows)]
+        self.lap("update")
+        everything = range(len(rollouts.responses))
+        later = [row for rows, _ in parts[1:] for row in rows]  # the first update's policy is the one that sampled
+        rollouts.old.fill(self.policy, everything if cfg.phase == "logprobs" else later)
+        if self.reference:
+            rollouts.ref.fill(self.reference, everything)
+        self.lap("logprobs")
+
+        def objective(new, entropy, tokens):
+            vars(tokens).setdefault("old", new.detach())
+            return full_loss(new, entropy, tokens, watched(token_loss), cfg)
+
+        for rows, units in parts if cfg.phase != "logprobs" else ():
+            batch = rollouts.batch.select(rows, units)
+            rollouts.attach(batch, rows)
+            self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
+        self.lap("update")
+        return self.seconds
+
+
+def matmul_rate(size: int = 4096) -> float:
     """FLOP/s of a product of two square matrices in the compute precision: the best of several, summed over ranks."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    rate, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the product
-        rate = max(rate, 2 * size**3 / (time.perf_counter() - start))
-    return common.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    timer = Timer("a @ a", globals=dict(a=a), num_threads=torch.get_num_threads())
+    rate = 2 * size**3 / min(timer.blocked_autorange(min_run_time=2).times)
+    return all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
     """FLOPs of the matrix products of a forward pass over prompts of these lengths, each with new_tokens more."""
-    head = lm.get_output_embeddings().weight.numel()
-    tables = {id(w): w.numel() for w in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)}
-    body = sum(p.numel() for p in lm.parameters() if p.dim() > 1) - sum(tables.values())
+    head = lm.get_output_embeddings().weight
+    body = sum(p.numel() for p in lm.parameters() if p.dim() > 1)
+    body -= sum(p.numel() for p in {head, lm.get_input_embeddings().weight})
     width = lm.config.num_hidden_layers * lm.config.hidden_size
-    return sum(2 * body * (p + new_tokens) + 2 * head * new_tokens + 2 * width * (p + new_tokens) ** 2 for p in prompts)
-
-
-def open_run(cfg, folder: str):
-    """A training run without its loop, on made-up prompts of 16 to 24 characters that look like arithmetic."""
-    file, count = Path(folder, "prompts.jsonl"), cfg.prompts * (cfg.steps + 1)
-    texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(count)]
-    file.write_text("".join(json.dumps(dict(problem=text, answer="0")) + "\n" for text in texts))
-    cfg.data, cfg.template, cfg.max_prompt_tokens, cfg.max_new_tokens = str(file), "none", 64, cfg.new_tokens
-    cfg.prompts_per_step, cfg.samples_per_prompt, cfg.updates_per_step = cfg.prompts, cfg.samples, cfg.updates
-    if cfg.arch:
-        architecture(cfg.arch).save_pretrained(folder)
-        tiny.make_tokenizer().save_pretrained(folder)
-        save_file(dict(none=torch.zeros(1)), Path(folder, "model.safetensors"))  # RandomPolicy does not read it
-        common.Policy, cfg.model = RandomPolicy, folder
-    run = common.Run(cfg)
-    run.policy.vocab = None if cfg.arch else run.policy.vocab  # None: all of it; the sampler is built for it
-    run.start_sampler()
-    run.sampler.eos, run.sampler.exact = run.sampler.eos[:0], run.sampler.exact and cfg.phase != "logprobs"
-    zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
-    ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
-    run.invented = Rollouts(run.problems[: cfg.prompts], [(row, zeros, zeros, True) for row in ids])
-    return run
-
-
-def step(run, phase: str) -> dict:
-    """The metrics of one step, or of one phase of it. If sampling is not timed, the responses are invented."""
-    cfg, start = run.cfg, time.perf_counter()
-    run.new_step()
-    run.sync()
-    rollouts = run.sample() if phase in ("all", "sample") else run.invented
-    decode(rollouts.responses, run.tokenizer)
-    rewards = torch.tensor([np.mean(x % 7 == 0) for x in rollouts.batch.responses]).view(-1, cfg.samples).float()
-    run._lap("time_verify")
-    run.old_logprobs(rollouts)
-    if phase == "logprobs":
-        rollouts.tokens.old  # asks for the pass  # noqa: B018
-        run._lap("time_train")
-    run.metrics.update(time_old=run.metrics["time_train"], time_train=None)
-    for batch in run.minibatches(rollouts, *advantages(rewards, cfg)) if phase in ("all", "update") else ():
-        run.update(batch, token_loss)
-    return run.metrics | dict(step=time.perf_counter() - start, lengths=list(map(len, rollouts.batch.prompts)))
+    return sum(2 * body * (p + new_tokens) + 2 * head.numel() * new_tokens + 2 * width * (p + new_tokens) ** 2
+               for p in prompts)
 
 
 def main():
-    if any(flag.startswith("--arch") for flag in sys.argv):  # not the built-in model, which has a default of its own
-        Options.on_tiny = Options.on_tiny | dict(tokens_per_micro=Config.tokens_per_micro)
-    cfg = common.parse(Options, __doc__)
+    argv = sys.argv[1:]
+    if any(flag.startswith("--arch") for flag in argv):  # what suits the default of --model is not for it
+        argv = ["--tokens_per_micro", str(Config.tokens_per_micro), *argv]
+    cfg = parse(Options, __doc__, argv)
     if cfg.plan:
-        config = architecture(cfg.arch) if cfg.arch else common.find_model(cfg.model, "model")[1]
+        config = architecture(cfg.arch) if cfg.arch else find_model(cfg.model, "model")[1]
         return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload, cfg.recompute))
     with tempfile.TemporaryDirectory() as folder:
-        run = open_run(cfg, folder)
-        laps = [step(run, cfg.phase) for _ in common.tqdm(range(cfg.steps + 1), desc="steps", leave=False)]
-    tokens, rate = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate()
-    forward = forward_flops(run.policy.lm, laps[-1]["lengths"], cfg.new_tokens)
-    peak = torch.cuda.max_memory_allocated() if run.device == "cuda" else 1024 * resource.getrusage(0).ru_maxrss
-    peak = common.all_reduce(torch.tensor(peak / 2**30)).item() / common.world()
-    result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=common.world(), steps=cfg.steps, peak_gib=peak,
-                  matmul_gflops=rate / 1e9, floor=4 * forward / rate)  # fmt: skip
-    common.say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
-    for name in ("step", *PHASES):
-        seconds = sorted(lap[PHASES.get(name, "step")] or 0 for lap in laps[1:])  # the first is not timed
+        bench = Bench(cfg, folder)
+    numbers = tqdm(range(cfg.steps + 1), desc="steps", leave=False, disable=rank() > 0)
+    laps = [bench.step(number) for number in numbers][1:]  # the first is not timed
+    tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
+    lengths = [len(problem["prompt"]) for problem in bench.problems[-cfg.prompts :]]
+    forward = cfg.samples * forward_flops(bench.policy.lm, lengths, cfg.new_tokens)
+    cuda, process = torch.cuda.is_available(), resource.getrusage(resource.RUSAGE_SELF)
+    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * process.ru_maxrss
+    peak = all_reduce(torch.tensor(peak / 2**30)).item() / world()
+    result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=world(), steps=cfg.steps, peak_gib=peak,
+                  matmul_gflops=rate / 1e9, floor=4 * forward / rate)
+    say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
+    late = 1 if cfg.phase == "logprobs" else 0 if exact else 1 - 1 / cfg.updates
+    passes = dict(step=4, sample=1, logprobs=late + bool(bench.reference), update=3, sync=0)  # forward; a backward is 2
+    for name in passes if cfg.phase == "all" else [cfg.phase]:
+        seconds = sorted(lap.total() if name == "step" else lap[name] for lap in laps)
         middle = float(np.median(seconds))
-        spared = name == "logprobs" and run.sampler.exact and not run.reference  # nothing to compute
-        if cfg.phase in ("all", name) and middle > 1e-4 and not spared:
-            use = FLOPS.get(name, 0) * forward / rate / middle
+        if name != "logprobs" or passes[name]:
+            use = passes[name] * forward / rate / middle
             result[name] = dict(seconds=middle, fastest=seconds[0], slowest=seconds[-1], utilisation=use)
-            common.say(f"{name:10}{middle:9.3f}{seconds[0]:9.3f}{seconds[-1]:9.3f}{tokens / middle:11.0f}{use:13.2f}")
-    common.say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB per process")
-    common.say(json.dumps(result))
+            say(f"{name:10}{middle:9.3f}{seconds[0]:9.3f}{seconds[-1]:9.3f}{tokens / middle:11.0f}{use:13.2f}")
+    say(f"floor by FLOPs, sampling and updates: {result['floor']:.3f} s; peak memory {peak:.2f} GiB per process")
+    say(json.dumps(result))
 
 
 if __name__ == "__main__":
