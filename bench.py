@@ -3,13 +3,12 @@
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
-    python bench.py --arch 32b --plan 8                                          what 8 GPUs would need: before renting
+    python bench.py --arch 32b --plan 8                                          the memory of 8 GPUs: before renting
 
-No token ends a response: each has new_tokens tokens. The reward is the share of token ids that 7 divides, so that
-rewards differ even if the weights are random.
-Utilisation is the FLOPs of matrix products per second, divided by those of one product of size 4,096 in the same run.
-A forward pass needs 2 FLOPs per parameter and token, a backward pass 4. Attention counts as causal, the head for
-response tokens only, a prompt once per response.
+No token ends a response, so each has new_tokens tokens. The reward is the share of token ids that 7 divides: it differs
+within a group even if the weights are random. Utilisation is the FLOP/s of matrix products, divided by those of a
+product of size 4,096 in the same run. It counts 2 FLOPs per parameter and token forward and 4 backward, causal
+attention, the head on response tokens only, and a prompt once per response.
 """
 
 import json
@@ -28,20 +27,16 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from common import UNUSABLE, arg, find_model, full_loss, longest_sequence, parse, watched
+from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choose_sampler, fail, find_model, full_loss,
+                    generate, longest_sequence, parse, rank, say, split, start_processes, watched, world)
 from core.data import encode
 from core.head import CHUNK
-from core.minibatches import split
-from core.policy import Policy
-from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, world
 from core.rewards import decode
-from core.rollout import Rollouts, generate
-from core.sampler import choose_sampler
 from core.tiny import make_tokenizer
 from core.vllm_sampler import engine_share
 from grpo import Config, advantages, token_loss
 
-# ------------------------------------------------------------------------------------------------ the memory plan
+PHASES = ("sample", "logprobs", "update", "sync")
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
          "vocab_size", "tie_word_embeddings")
 ARCHS = {
@@ -55,6 +50,7 @@ ARCHS = {
 }
 
 
+# ------------------------------------------------------------------------------------------------ the memory plan
 def architecture(name: str):
     """The transformers config of a Qwen2.5 architecture."""
     return Qwen2Config(**dict(zip(SIZES, ARCHS[name])), architectures=["Qwen2ForCausalLM"])
@@ -75,7 +71,8 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
       activations  bf16: the input of each block, and all that transformers' Llama and Qwen keep inside a block: of one
                    block at a time, and of those that are not computed again
       logits       of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
-      peak         the largest sum of what is there at the same time. CUDA and NCCL need some GB more"""
+      peak         the largest sum of what is there at the same time: in a block; in the head; or at the end, where the
+                   gradients of embedding and head are there in bf16 and fp32. CUDA and NCCL need some GB more"""
     whole, ends, table = count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     kept = layers - math.ceil(layers / recompute) if recompute else layers - 1  # blocks that keep their activations
@@ -86,8 +83,6 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
                  activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
     if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
-    # The peak is in a block, or in the head, or at the end, where the gradients of embedding and head are reduced: they
-    # are there in bf16 and in fp32.
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
     sums = 4 * table if tokens * config.vocab_size > chunk else 0  # fp32, of the head's gradients from all chunks
     in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
@@ -106,7 +101,7 @@ def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
     for total in (80e9, 141e9):
         free = total - memory["parameters"] - memory["optimizer"] - 1e9  # while vLLM samples
         says = "no room for vLLM; give --offload true or take more GPUs"
-        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the last that fits counts
+        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the smallest that fits is the last
             cached = tp * (0.9 * free - 2 * table - 2.25 * whole / tp) / cache  # tokens
             if heads % tp == 0 and cached > 1e5:  # 25 responses of 4,000 tokens at a time
                 size = total * engine_share(free, total, whole, table, tp)
@@ -117,10 +112,7 @@ def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------ a step, phase by phase
-PHASES = ("sample", "logprobs", "update", "sync")
-
-
+# ------------------------------------------------------------------------------------------------ the phases of a step
 @dataclass
 class Options(Config):
     arch: Literal["", *ARCHS] = arg("", "a Qwen2.5 architecture with random weights, in place of --model")
@@ -131,7 +123,7 @@ class Options(Config):
     new_tokens: int = arg(64, "tokens of each response", least=1)
     updates: int = arg(4, "optimizer steps per step", least=1)
     steps: int = arg(8, "timed steps, after one that is not timed", least=1)
-    on_tiny = dict(steps=8, eval_data="", reference=False)
+    on_tiny = dict(steps=8, reference=False)
 
 
 class RandomPolicy(Policy):
@@ -144,11 +136,19 @@ class RandomPolicy(Policy):
             return AutoModelForCausalLM.from_config(config, **how)
 
 
+def timed(seconds: Counter, name: str, call, *args):
+    """call(*args). Adds its seconds to seconds[name]."""
+    start, result = time.perf_counter(), call(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the GPU may still be at work
+    seconds[name] += time.perf_counter() - start
+    return result
+
+
 class Bench:
-    """A GRPO step without the rest of a run. The models have the settings that common.Run gives them."""
+    """All that a step needs, with the settings of common.Run. folder: an empty one, for the config of --arch."""
 
     def __init__(self, cfg, folder: str):
-        """folder: an empty one, for the config of --arch."""
         self.cfg, device = cfg, start_processes()
         cfg.max_prompt_tokens, cfg.max_new_tokens, cfg.updates_per_step = 64, cfg.new_tokens, cfg.updates
         if world() % (cfg.shard_size or 1):
@@ -168,95 +168,71 @@ class Bench:
             self.reference = kind(source, device, **how) if cfg.reference or cfg.kl_coef else None
         with bad_input():
             self.sampler = choose_sampler(cfg)(self.policy, set())  # no token ends a response
-        texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") for i in range(cfg.prompts * (cfg.steps + 1))]
-        self.problems = [encode(text + "=", "none", self.tokenizer) for text in texts]  # 16 to 24 characters
+        texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(cfg.prompts)]
+        self.problems = [encode(text, "none", self.tokenizer) for text in texts]  # 16 to 24 characters
         zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
         ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
-        self.made_up = Rollouts(self.problems[: cfg.prompts], [(row, zeros, zeros, True) for row in ids])
+        self.made_up = Rollouts(self.problems, [(row, zeros, zeros, True) for row in ids])
 
-    def lap(self, name: str):
-        """Add the seconds since the last lap to those of a phase."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the GPU may still be at work
-        last, self.clock = self.clock, time.perf_counter()
-        self.seconds[name] += self.clock - last
-
-    def step(self, number: int) -> Counter:
-        """One step -> the seconds of its phases, and of what is between them. A phase alone: on made-up responses."""
-        cfg, rollouts, first = self.cfg, self.made_up, number * self.cfg.prompts
-        self.seconds, self.clock = Counter(), time.perf_counter()
-        self.sampler.sync(self.policy)
-        self.lap("sync")
+    def step(self, number: int, seconds: Counter):
+        """One step, or one phase of it on made-up responses. Adds the seconds of each phase."""
+        cfg, policy, rollouts = self.cfg, self.policy, self.made_up
+        timed(seconds, "sync", self.sampler.sync, policy)
         if cfg.phase in ("all", "sample"):
-            problems = self.problems[first : first + cfg.prompts]
-            rollouts = generate(self.sampler, problems, cfg.samples, cfg.seed, cfg.new_tokens, cfg.temperature, first)
-            self.lap("sample")
+            rollouts = timed(seconds, "sample", generate, self.sampler, self.problems, cfg.samples, cfg.seed,
+                             cfg.new_tokens, cfg.temperature, number * cfg.prompts)
         decode(rollouts.responses, self.tokenizer)
         rewards = torch.tensor([np.mean(ids % 7 == 0) for ids in rollouts.batch.responses]).view(-1, cfg.samples)
         self.sampler.sleep()
-        self.lap("between")
         if cfg.phase in ("sample", "sync"):
-            return self.seconds
-        exact = cfg.phase == "update" or cfg.phase == "all" and self.sampler.exact
-        rollouts.prepare(number, exact, [])
-        parts = split(rollouts, *advantages(rewards.float(), cfg), cfg)
+            return
+        rollouts.prepare(number, cfg.phase == "update" or cfg.phase == "all" and self.sampler.exact, [])
+        parts = timed(seconds, "update", split, rollouts, *advantages(rewards.float(), cfg), cfg)
         parts = [(rows, units) for rows, units in parts if len(rows)]
-        self.lap("update")
-        everything = range(len(rollouts.responses))
-        later = [row for rows, _ in parts[1:] for row in rows]  # the first update's policy is the one that sampled
-        rollouts.old.fill(self.policy, everything if cfg.phase == "logprobs" else later)
+        everything, later = range(rewards.numel()), [row for rows, _ in parts[1:] for row in rows]
+        timed(seconds, "logprobs", rollouts.old.fill, policy, everything if cfg.phase == "logprobs" else later)
         if self.reference:
-            rollouts.ref.fill(self.reference, everything)
-        self.lap("logprobs")
-
-        def objective(new, entropy, tokens):
-            vars(tokens).setdefault("old", new.detach())
-            return full_loss(new, entropy, tokens, watched(token_loss), cfg)
-
+            timed(seconds, "logprobs", rollouts.ref.fill, self.reference, everything)
+        objective = lambda *values: full_loss(*values, watched(token_loss), cfg)
         for rows, units in parts if cfg.phase != "logprobs" else ():
             batch = rollouts.batch.select(rows, units)
             rollouts.attach(batch, rows)
-            self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
-        self.lap("update")
-        return self.seconds
+            batch.values.setdefault("old", batch.values["sampler"])  # the first update's policy is the one that sampled
+            timed(seconds, "update", policy.update, batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
 
 
 def matmul_rate(size: int = 4096) -> float:
     """FLOP/s of a product of two square matrices in the compute precision: the best of several, summed over ranks."""
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    timer = Timer("a @ a", globals=dict(a=a), num_threads=torch.get_num_threads())
-    rate = 2 * size**3 / min(timer.blocked_autorange(min_run_time=2).times)
-    return all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
+    how = dict(device="cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else dict(dtype=torch.float32)
+    a = torch.randn(size, size, **how)
+    runs = Timer("a @ a", globals=dict(a=a), num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=2)
+    return all_reduce(torch.tensor(2 * size**3 / min(runs.times), dtype=torch.float64)).item()
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
     """FLOPs of the matrix products of a forward pass over prompts of these lengths, each with new_tokens more."""
     head = lm.get_output_embeddings().weight
-    body = sum(p.numel() for p in lm.parameters() if p.dim() > 1)
-    body -= sum(p.numel() for p in {head, lm.get_input_embeddings().weight})
-    width = lm.config.num_hidden_layers * lm.config.hidden_size
-    return sum(2 * body * (p + new_tokens) + 2 * head.numel() * new_tokens + 2 * width * (p + new_tokens) ** 2
-               for p in prompts)
+    ends, width = {head, lm.get_input_embeddings().weight}, lm.config.num_hidden_layers * lm.config.hidden_size
+    body = sum(p.numel() for p in lm.parameters() if p.dim() > 1 and p not in ends)
+    lengths = [prompt + new_tokens for prompt in prompts]
+    return sum(2 * body * n + 2 * head.numel() * new_tokens + 2 * width * n**2 for n in lengths)
 
 
 def main():
-    argv = sys.argv[1:]
-    if any(flag.startswith("--arch") for flag in argv):  # what suits the default of --model is not for it
-        argv = ["--tokens_per_micro", str(Config.tokens_per_micro), *argv]
-    cfg = parse(Options, __doc__, argv)
+    random = any(flag.startswith("--arch") for flag in sys.argv)
+    usual = ["--tokens_per_micro", str(Config.tokens_per_micro)] if random else []  # not that of --model tiny
+    cfg = parse(Options, __doc__, usual + sys.argv[1:])
     if cfg.plan:
         config = architecture(cfg.arch) if cfg.arch else find_model(cfg.model, "model")[1]
         return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload, cfg.recompute))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(cfg, folder)
-    numbers = tqdm(range(cfg.steps + 1), desc="steps", leave=False, disable=rank() > 0)
-    laps = [bench.step(number) for number in numbers][1:]  # the first is not timed
+    laps = [Counter() for _ in range(cfg.steps + 1)]
+    for number, lap in enumerate(tqdm(laps, desc="steps", leave=False, disable=rank() > 0)):
+        timed(lap, "step", bench.step, number, lap)
     tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
-    lengths = [len(problem["prompt"]) for problem in bench.problems[-cfg.prompts :]]
-    forward = cfg.samples * forward_flops(bench.policy.lm, lengths, cfg.new_tokens)
-    cuda, process = torch.cuda.is_available(), resource.getrusage(resource.RUSAGE_SELF)
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * process.ru_maxrss
+    forward = cfg.samples * forward_flops(bench.policy.lm, [len(p["prompt"]) for p in bench.problems], cfg.new_tokens)
+    peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss  # no GPU: of this process
     peak = all_reduce(torch.tensor(peak / 2**30)).item() / world()
     result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=world(), steps=cfg.steps, peak_gib=peak,
                   matmul_gflops=rate / 1e9, floor=4 * forward / rate)
@@ -264,7 +240,7 @@ def main():
     late = 1 if cfg.phase == "logprobs" else 0 if exact else 1 - 1 / cfg.updates
     passes = dict(step=4, sample=1, logprobs=late + bool(bench.reference), update=3, sync=0)  # forward; a backward is 2
     for name in passes if cfg.phase == "all" else [cfg.phase]:
-        seconds = sorted(lap.total() if name == "step" else lap[name] for lap in laps)
+        seconds = sorted(lap[name] for lap in laps[1:])  # the first step is not timed
         middle = float(np.median(seconds))
         if name != "logprobs" or passes[name]:
             use = passes[name] * forward / rate / middle
