@@ -5,19 +5,17 @@
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
     python bench.py --arch 32b --plan 8                                          the memory of 8 GPUs: before renting
 
-No token ends a response, so each has new_tokens tokens. The reward is the share of token ids that 7 divides: it differs
-within a group even if the weights are random. Utilisation is the FLOP/s of matrix products, divided by those of a
-product of size 4,096 in the same run. It counts 2 FLOPs per parameter and token forward and 4 backward, causal
-attention, the head on response tokens only, and a prompt once per response.
+No token ends a response: each has new_tokens tokens. The reward is the share of token ids that 7 divides, so that
+rewards differ even with random weights. Utilisation is the FLOP/s of the matrix products, divided by those of one
+product of size 4,096 in the same run. A pass forward counts 2 FLOPs per parameter and token, a pass backward 4.
+Attention counts as causal, the head on response tokens only, a prompt once per response.
 """
 
 import json
-import math
 import resource
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +73,7 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
                    gradients of embedding and head are there in bf16 and fp32. CUDA and NCCL need some GB more"""
     whole, ends, table = count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    kept = layers - math.ceil(layers / recompute) if recompute else layers - 1  # blocks that keep their activations
+    kept = layers - len(range(0, layers, recompute)) if recompute else layers - 1  # blocks that keep their activations
     own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
     stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
     parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
@@ -136,12 +134,12 @@ class RandomPolicy(Policy):
             return AutoModelForCausalLM.from_config(config, **how)
 
 
-def timed(seconds: Counter, name: str, call, *args):
+def timed(seconds: dict, name: str, call, *args):
     """call(*args). Adds its seconds to seconds[name]."""
     start, result = time.perf_counter(), call(*args)
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # the GPU may still be at work
-    seconds[name] += time.perf_counter() - start
+    seconds[name] = seconds.get(name, 0) + time.perf_counter() - start
     return result
 
 
@@ -174,7 +172,7 @@ class Bench:
         ids = np.random.default_rng(0).integers(32, 127, size=(cfg.prompts * cfg.samples, cfg.new_tokens))
         self.made_up = Rollouts(self.problems, [(row, zeros, zeros, True) for row in ids])
 
-    def step(self, number: int, seconds: Counter):
+    def step(self, number: int, seconds: dict):
         """One step, or one phase of it on made-up responses. Adds the seconds of each phase."""
         cfg, policy, rollouts = self.cfg, self.policy, self.made_up
         timed(seconds, "sync", self.sampler.sync, policy)
@@ -193,11 +191,10 @@ class Bench:
         timed(seconds, "logprobs", rollouts.old.fill, policy, everything if cfg.phase == "logprobs" else later)
         if self.reference:
             timed(seconds, "logprobs", rollouts.ref.fill, self.reference, everything)
+        rollouts.tokens.old, rollouts.tokens.ref = rollouts.old.values[0], rollouts.ref.values[0]  # 0: not computed
         objective = lambda *values: full_loss(*values, watched(token_loss), cfg)
         for rows, units in parts if cfg.phase != "logprobs" else ():
             batch = rollouts.batch.select(rows, units)
-            rollouts.attach(batch, rows)
-            batch.values.setdefault("old", batch.values["sampler"])  # the first update's policy is the one that sampled
             timed(seconds, "update", policy.update, batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
 
 
@@ -227,7 +224,7 @@ def main():
         return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload, cfg.recompute))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(cfg, folder)
-    laps = [Counter() for _ in range(cfg.steps + 1)]
+    laps = [{} for _ in range(cfg.steps + 1)]
     for number, lap in enumerate(tqdm(laps, desc="steps", leave=False, disable=rank() > 0)):
         timed(lap, "step", bench.step, number, lap)
     tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
