@@ -16,11 +16,11 @@ from core.config import (MODELS, about, arg, check_bounds, choose_template, defa
                          find_model, longest_sequence, model_defaults, parse)
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
 from core.meter import METRICS, Meter, watched  # noqa: F401
-from core.minibatches import split
+from core.minibatches import split, token_moments  # noqa: F401
 from core.policy import Policy
 from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names, right  # noqa: F401
 from core.rollout import Batch, Rollouts, generate
-from core.sampler import TorchSampler, choose_sampler, new_sampler
+from core.sampler import TorchSampler, choose_sampler, new_sampler, sampler_of  # noqa: F401
 from core.verify import verify, verify_all  # noqa: F401
 
 LossNorm = Literal["token", "sequence", "constant", "all_tokens"]
@@ -94,9 +94,10 @@ def all_wrong(rewards):
     return ~right(rewards).any(1)
 
 
-def mixed(rewards):
-    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward. Only these allow a comparison."""
-    return rewards.amax(1) > rewards.amin(1)
+def mixed(rewards, most=None):
+    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward, all or the first `most` of them."""
+    differ = rewards.amax(1) > rewards.amin(1)
+    return differ if most is None else differ & (differ.cumsum(0) <= most)
 
 
 # ==================================================================================== ratio, clipping, the loss

@@ -43,17 +43,14 @@ def needs_more(rewards, cfg):
 def advantages(rewards, cfg):
     """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
 
-    keep is all True: a response with advantage 0 adds no gradient but counts as kept tokens. With dynamic sampling,
-    the first prompts_per_step mixed prompts are kept."""
+    keep is all True: a response with advantage 0 adds no gradient but counts as kept tokens."""
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
-    # The mean of equal rewards can be off by rounding, and dividing by the std would blow that up.
-    adv = adv * common.mixed(rewards)[:, None]
+    adv = adv * common.mixed(rewards)[:, None]  # if they are equal: their mean can be off, which a std of 0 blows up
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
-        mixed = common.mixed(rewards)
-        keep &= (mixed & (mixed.cumsum(0) <= cfg.prompts_per_step))[:, None]
+        keep &= common.mixed(rewards, cfg.prompts_per_step)[:, None]
     return adv, keep
 
 

@@ -38,26 +38,10 @@ def token_loss(new, tokens, cfg):
     return -tokens.adv * new
 
 
-def load_teacher(run):
-    """The sampler of --teacher, which samples in place of the policy; None without one."""
-    cfg = run.cfg
-    if not cfg.teacher:
-        return None
-    source, _, tokenizer = common.find_model(cfg.teacher, "teacher")
-    if tokenizer.get_vocab() != run.tokenizer.get_vocab():
-        common.fail(f"--teacher {cfg.teacher}: its tokenizer is not that of {cfg.model}; distil within a model family")
-    model = run.new_model(source, flag="teacher", offload=True)  # only its weights are needed, once
-    teacher = common.new_sampler(cfg, model, tokenizer)
-    teacher.sync(model)
-    teacher.rest()
-    cfg.sampler = "hf"  # for evaluations of the policy: a process can have one vLLM engine
-    return teacher
-
-
 def main():
     cfg = common.parse(Config, __doc__)
     run = common.Run(cfg)
-    teacher = load_teacher(run)
+    teacher = common.sampler_of(run, cfg.teacher, "teacher") if cfg.teacher else None
     for _ in run.steps():
         run.sync()
         rollouts = run.sample(sampler=teacher)

@@ -43,17 +43,6 @@ class Config(common.Config):
     dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
-def token_moments(x, keep, lengths=None):
-    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses.
-
-    keep, lengths [P, n]. Without lengths each response counts once. If all values are equal, the deviation is infinite,
-    so that x divided by it is 0."""
-    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
-    mean = (weights * x).sum() / weights.sum()
-    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
-    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else torch.inf
-
-
 def advantages(rewards, cfg, lengths=None):
     """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
 
@@ -69,11 +58,11 @@ def advantages(rewards, cfg, lengths=None):
     elif cfg.baseline == "leave_one_out":
         adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
     elif cfg.baseline == "batch":
-        adv = adv - token_moments(adv, keep, lengths)[0]
+        adv = adv - common.token_moments(adv, keep, lengths)[0]
     if cfg.normalize == "group":
         adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
     elif cfg.normalize == "batch":
-        adv = adv / (token_moments(adv, keep, lengths)[1] + 1e-6)
+        adv = adv / (common.token_moments(adv, keep, lengths)[1] + 1e-6)
     return adv, keep
 
 
