@@ -16,11 +16,11 @@ from core.config import (MODELS, about, arg, check_bounds, choose_template, defa
                          find_model, longest_sequence, model_defaults, parse)
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
 from core.meter import METRICS, Meter, watched  # noqa: F401
-from core.minibatches import split
+from core.minibatches import split, token_moments  # noqa: F401
 from core.policy import Policy
 from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names, right  # noqa: F401
 from core.rollout import Batch, Rollouts, generate
-from core.sampler import TorchSampler, choose_sampler, new_sampler
+from core.sampler import TorchSampler, choose_sampler, new_sampler, sampler_of  # noqa: F401
 from core.verify import verify, verify_all  # noqa: F401
 
 LossNorm = Literal["token", "sequence", "constant", "all_tokens"]
@@ -94,9 +94,10 @@ def all_wrong(rewards):
     return ~right(rewards).any(1)
 
 
-def mixed(rewards):
-    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward. Only these allow a comparison."""
-    return rewards.amax(1) > rewards.amin(1)
+def mixed(rewards, most=None):
+    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward, all or the first `most` of them."""
+    differ = rewards.amax(1) > rewards.amin(1)
+    return differ if most is None else differ & (differ.cumsum(0) <= most)
 
 
 # ==================================================================================== ratio, clipping, the loss
@@ -284,10 +285,8 @@ class Run:
         self.meter.lap("time_sync")
 
     def sample(self, problems=None, temperature=None, sampler=None) -> Rollouts:
-        """Responses to the next problems of the data, or to these: the whole batch, on every rank.
-
-        At another temperature than cfg's, or from another sampler, they do not come from the current policy. Then
-        rollouts.on_policy says so."""
+        """Responses to the next problems of the data, or to these: the whole batch, on every rank. At another
+        temperature, or from another sampler, they are marked as not on-policy."""
         cfg, state, source = self.cfg, self.state, sampler or self.sampler
         if problems is None:
             before = state["drawn"]
@@ -309,8 +308,7 @@ class Run:
         return rollouts
 
     def reward(self, rollouts: Rollouts) -> torch.Tensor:
-        """Grade the responses. Returns their rewards [P, n]. rollouts.correct [P, n] is the truth, whatever is
-        rewarded."""
+        """Grade the responses. Returns their rewards [P, n]. rollouts.correct [P, n] is the truth."""
         grade(rollouts, self.tokenizer, self.check)
         rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
@@ -319,7 +317,7 @@ class Run:
         return rewards
 
     def prepare(self, rollouts: Rollouts):
-        """Before the updates of a step: the engine sleeps, and nothing is known of log pi_old but what it has given."""
+        """Before the updates of a step: the engine sleeps. Of log pi_old, only what it has given is known."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
@@ -343,21 +341,20 @@ class Run:
         to a prompt stay in one micro-batch. order: of the prompts, for an equal share each. whole: also responses
         without an advantage, for a critic. In the first update of a step the policy is still the old one, and sees log
         pi_old itself. For the other updates it is computed here, in one pass."""
+        self.settle(None)
         self.prepare(rollouts)
         with bad_input():  # values of a wrong shape
             parts = split(rollouts, adv, keep, self.cfg, together, order, whole)
         filled = [(rows, units) for rows, units in parts if len(rows)]
-        late = [row for rows, _ in (filled if self.meter.updates else filled[1:]) for row in rows]
-        if self.meter.updates and not rollouts.old.known[late].all():
+        used = [row for rows, _ in filled for row in rows]
+        if self.meter.updates and not rollouts.old.known[used].all():
             fail(f"step {self.state['step']}: log pi_old of these responses was not computed before the policy moved; "
                  "call run.old_logprobs(rollouts) before the first update")
+        late = used[len(filled[0][0]) :] if filled else []
         rollouts.old.fill(self.policy, [*late, *rollouts.measured])
         if self.reference:
-            used = [row for rows, _ in filled for row in rows] if self.cfg.kl_coef else []
-            rollouts.ref.fill(self.reference, [*used, *rollouts.measured])
-        batches = [rollouts.batch.select(rows, units) for rows, units in filled]
-        for batch, (rows, _) in zip(batches, filled):
-            rollouts.attach(batch, rows)
+            rollouts.ref.fill(self.reference, [*(used if self.cfg.kl_coef else []), *rollouts.measured])
+        batches = [rollouts.select(rows, units) for rows, units in filled]
         if batches and "old" not in batches[0].values:
             self.meter.open = rollouts, batches[0], filled[0][0]
         rollouts.keep, self.metrics["kept"] = keep, keep.float().mean().item()
@@ -366,22 +363,25 @@ class Run:
         self.meter.lap("time_train")
         return batches
 
+    def settle(self, batch):
+        """Some batch is left to see log pi_old in its own update. If another batch comes first, compute it now."""
+        if self.meter.open and self.meter.open[1] is not batch:
+            rollouts, other, rows = self.meter.open
+            rollouts.old.fill(self.policy, rows)
+            other.values |= rollouts.select(rows).values
+            self.meter.open = None
+
     def update(self, batch: Batch, token_loss):
         """One optimizer step on the sum over tokens of weight x full_loss.
 
-        token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has as attributes [T]: old; adv;
-        entropy, of the policy that sampled; sampler, its logprobs; on_policy; ref, if a reference is kept; weight,
-        which normalises the loss; response, the number of the token's response, 0..B-1, which is never parted;
-        position, the token's place in it; and the algorithm's own."""
+        token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has, each [T]: old, adv, entropy
+        (of the old policy), sampler (its logprobs), on_policy, ref (if there is a reference), weight, response (its
+        number, 0..B-1; a response is never parted), position (in the response), and the algorithm's own."""
         cfg = self.cfg
         if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # see minibatches(whole=True)
             self.metrics["skipped_updates"] += 1
             return
-        if self.meter.open and self.meter.open[1] is not batch:  # this update moves the policy
-            rollouts, other, rows = self.meter.open
-            rollouts.old.fill(self.policy, rows)
-            rollouts.attach(other, rows)
-            self.meter.open = None
+        self.settle(batch)
 
         def objective(new, entropy, tokens):
             if self.meter.open:  # the policy is still the one that sampled

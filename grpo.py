@@ -2,17 +2,21 @@
 
     J = E[ sum over tokens of weight x min(s A, clip(s, 1 - low, 1 + high) A) ],   s = pi(token) / pi_old(token)
     A = (r - mean(r)) / (std(r) + 1e-6) over the n responses to a prompt, the same for all tokens of a response
+    weight = 1 / (tokens of the kept responses in an update); --loss_norm has others
 
 How it differs from its neighbours:
-  - raft_pp.py keeps the correct responses only (A = 1); GRPO also pushes the wrong ones down
-  - reinforce_rej.py drops prompts that are all right or all wrong and uses r = +1/-1 as it is, without mean and std;
-    here those prompts drop out by themselves, because their A is 0
-  - ppo.py learns a critic to judge a token; here the group's mean is the baseline
-  - Dr. GRPO is --std false --loss_norm constant; DAPO is --clip_high 0.28 --dynamic_sampling
+  - raft_pp.py keeps the correct responses only (A = 1). GRPO also pushes the wrong ones down.
+  - reinforce_rej.py drops prompts that are all right or all wrong, and uses r = +1/-1 without mean and std. Here those
+    prompts drop out by themselves, because their A is 0.
+  - ppo.py learns a critic to judge a token. Here the group's mean is the baseline.
+  - Dr. GRPO is --std false --loss_norm constant; DAPO is --clip_high 0.28 --dynamic_sampling.
 
     python grpo.py                                                           laptop: the built-in model, 2 minutes
     python grpo.py --model qwen2.5-math-1.5b                                 one GPU
     torchrun --nproc-per-node 8 grpo.py --model qwen2.5-math-7b              eight GPUs
+
+What the printed loss means: little. At ratio 1 it is minus the mean advantage of the kept tokens, so it is near 0. Its
+gradient is not. Watch reward, accuracy and entropy.
 
 Source: DeepSeekMath, arXiv 2402.03300, eq. 3; as compared in arXiv 2504.11343, section 2. Dr. GRPO: arXiv 2503.20783.
 DAPO: arXiv 2503.14476.
@@ -43,17 +47,14 @@ def needs_more(rewards, cfg):
 def advantages(rewards, cfg):
     """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
 
-    keep is all True: a response with advantage 0 adds no gradient but counts as kept tokens. With dynamic sampling,
-    the first prompts_per_step mixed prompts are kept."""
+    keep is all True: a response with advantage 0 adds no gradient but counts as kept tokens."""
     adv = rewards - rewards.mean(1, keepdim=True)
     if cfg.std:
         adv = adv / (rewards.std(1, keepdim=True) + 1e-6)
-    # The mean of equal rewards can be off by rounding, and dividing by the std would blow that up.
-    adv = adv * common.mixed(rewards)[:, None]
+    adv = adv * common.mixed(rewards)[:, None]  # if they are equal: their mean can be off, which a std of 0 blows up
     keep = torch.ones_like(rewards, dtype=torch.bool)
     if cfg.dynamic_sampling:
-        mixed = common.mixed(rewards)
-        keep &= (mixed & (mixed.cumsum(0) <= cfg.prompts_per_step))[:, None]
+        keep &= common.mixed(rewards, cfg.prompts_per_step)[:, None]
     return adv, keep
 
 

@@ -3,15 +3,18 @@
     J = E[ log sigmoid(beta (log pi(a+)/pi_ref(a+) - log pi(a-)/pi_ref(a-))) ],   one pair (a+, a-) per mixed prompt
 
 How it differs from its neighbours:
-  - an iteration (a step here) samples many prompts once, then trains on their pairs for several epochs, off-policy;
-    the reference is the policy at the start of the iteration, so its logprobs are `old`, and no second model is held
-  - the loss is of a pair of whole responses, not of tokens; the sigmoid takes over what the clip does in grpo.py
-  - one correct and one wrong response per mixed prompt are used, all others dropped; reinforce_rej.py uses them all
-  - label smoothing e mixes in the loss of the swapped pair: -(1 - e) log sigmoid(x) - e log sigmoid(-x)
+  - An iteration (a step here) samples many prompts once, then trains on their pairs for several epochs, off-policy.
+  - The reference is the policy at the start of the iteration. So its logprobs are `old`, and no second model is needed.
+  - The loss is that of a pair of whole responses, not of tokens. The sigmoid does what the clip does in grpo.py.
+  - One correct and one wrong response per mixed prompt are used. reinforce_rej.py uses them all.
+  - Label smoothing e mixes in the loss of the swapped pair: -(1 - e) log sigmoid(x) - e log sigmoid(-x).
 
     python iterative_dpo.py                                                  laptop: the built-in model, 2 minutes
     python iterative_dpo.py --model qwen2.5-math-1.5b                        one GPU
     torchrun --nproc-per-node 8 iterative_dpo.py --model qwen2.5-math-7b     eight GPUs
+
+What the printed loss means: it starts each iteration at log 2 = 0.69, because the reference is the policy itself, and
+falls within it. What is printed is the mean over the epochs. It does not fall from iteration to iteration.
 
 Source: DPO, arXiv 2305.18290, eq. 7; iterated with verified rewards as in RLHFlow's Online-DPO-R1, the baseline of
 arXiv 2504.11343. Label smoothing: conservative DPO. Theirs decays the learning rate by a cosine; ours is constant.
@@ -91,10 +94,6 @@ def main():
         for _ in range(cfg.epochs):
             order = torch.randperm(len(rewards), generator=run.generator).tolist()
             for batch in run.minibatches(rollouts, adv, keep, together=True, order=order):
-                # It minimises the mean over pairs of pair_loss, plus the means over responses of kl_coef x KL to the
-                # initial policy and of -entropy_coef x entropy.
-                # The printed loss starts each iteration at log 2 = 0.69, because the reference is the policy itself,
-                # and falls within it: the epochs' mean is printed. It does not fall from iteration to iteration.
                 run.update(batch, token_loss)
         run.log(rollouts, rewards)
 

@@ -1,17 +1,21 @@
 """RAFT++: RAFT with importance ratio and clip. Learn from the correct responses alone, in small steps.
 
-    J = E[ sum over tokens of the correct responses of weight x min(s, clip(s, 1 - low, 1 + high)) ],
-    s = pi(token) / pi_old(token)
+    J = E[ sum over tokens of the correct responses of weight x min(s, clip(s, 1 - low, 1 + high)) ]
+
+    s = pi(token) / pi_old(token); weight = 1 / (tokens of the kept responses in an update); --loss_norm has others
 
 How it differs from its neighbours:
-  - raft.py maximises log pi: no ratio, no clip; with one update a step (s = 1) the two have the same gradient
-  - grpo.py also learns from the wrong responses, and weighs a response by how rare its success is
-  - reinforce_rej.py has reward -1 for the wrong responses, and drops prompts that are all right or all wrong
-  - ratio without clip is --clip false; clip higher is --clip_high 0.28
+  - raft.py maximises log pi: no ratio, no clip. With one update per step (s = 1) the two have the same gradient.
+  - grpo.py also learns from the wrong responses. It weighs a response by how rare its success is.
+  - reinforce_rej.py has reward -1 for the wrong responses, and drops prompts that are all right or all wrong.
+  - Ratio without clip is --clip false; clip higher is --clip_high 0.28.
 
     python raft_pp.py                                                        laptop: the built-in model, 2 minutes
     python raft_pp.py --model qwen2.5-math-1.5b                              one GPU
     torchrun --nproc-per-node 8 raft_pp.py --model qwen2.5-math-7b           eight GPUs
+
+What the printed loss means: it is minus the mean ratio, so it stays near -1 however well this learns. Its gradient is
+that of the likelihood. Watch reward, accuracy and entropy.
 
 Source: arXiv 2504.11343, eq. 6; the clipped ratio is that of PPO, arXiv 1707.06347, eq. 7.
 """

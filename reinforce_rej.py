@@ -1,20 +1,24 @@
 """Reinforce-Rej: policy gradient with reward +1/-1 on the prompts that are neither all right nor all wrong.
 
     J = E[ sum over tokens of weight x min(s A, clip(s, 1 - low, 1 + high) A) ],   s = pi(token) / pi_old(token)
-    A = 2 r - 1: no mean, no std; prompts whose n responses are all right or all wrong are dropped
+    A = 2 r - 1: no mean, no std. Prompts whose n responses are all right or all wrong are dropped.
+    weight = 1 / (tokens of the kept responses in an update); --loss_norm has others
 
 How it differs from its neighbours:
-  - raft_pp.py keeps the correct responses only; here the wrong ones are pushed down (rewards of 0 and 1, taken as they
-    are, would give them no gradient: the released code does that)
-  - grpo.py subtracts the group's mean and divides by its std, which also silences all-right and all-wrong prompts
-  - ppo.py learns a critic in place of a rule for which prompts to drop
-  - the relatives are flags: Reinforce is --reject none; the variants of the paper --reject correct|wrong, --baseline
-    group, --normalize group; RLOO --reject none --baseline leave_one_out; Reinforce++ --reject none --baseline batch
-    --normalize batch
+  - raft_pp.py keeps the correct responses only. Here the wrong ones are pushed down. (Rewards of 0 and 1 as they are
+    would give them no gradient. The released code does that.)
+  - grpo.py subtracts the group's mean and divides by its std, which also silences all-right and all-wrong prompts.
+  - ppo.py learns a critic instead of having a rule for which prompts to drop.
+  - Relatives are flags. Reinforce is --reject none. The variants of the paper are --reject correct|wrong, --baseline
+    group and --normalize group. RLOO is --reject none --baseline leave_one_out. Reinforce++ is --reject none
+    --baseline batch --normalize batch.
 
     python reinforce_rej.py                                                  laptop: the built-in model, 2 minutes
     python reinforce_rej.py --model qwen2.5-math-1.5b                        one GPU
     torchrun --nproc-per-node 8 reinforce_rej.py --model qwen2.5-math-7b     eight GPUs
+
+What the printed loss means: little. At ratio 1 it is minus the mean advantage of the kept tokens, so it is near 0. Its
+gradient is not. Watch reward, accuracy and entropy.
 
 Source: arXiv 2504.11343, eq. 5 and figure 4. RLOO: arXiv 2402.14740. Reinforce++: arXiv 2501.03262.
 """
@@ -43,17 +47,6 @@ class Config(common.Config):
     dual_clip: float = common.arg(0.0, "where A < 0, keep the surrogate above DUAL_CLIP x A (0: off)", least=0)
 
 
-def token_moments(x, keep, lengths=None):
-    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses.
-
-    keep, lengths [P, n]. Without lengths each response counts once. If all values are equal, the deviation is infinite,
-    so that x divided by it is 0."""
-    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
-    mean = (weights * x).sum() / weights.sum()
-    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
-    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else torch.inf
-
-
 def advantages(rewards, cfg, lengths=None):
     """rewards [P, n] -> (adv [P, n], keep [P, n]). Standard deviations are Bessel's.
 
@@ -69,11 +62,11 @@ def advantages(rewards, cfg, lengths=None):
     elif cfg.baseline == "leave_one_out":
         adv = adv - (adv.sum(1, keepdim=True) - adv) / (rewards.shape[1] - 1)
     elif cfg.baseline == "batch":
-        adv = adv - token_moments(adv, keep, lengths)[0]
+        adv = adv - common.token_moments(adv, keep, lengths)[0]
     if cfg.normalize == "group":
         adv = adv / (adv.std(1, keepdim=True) + 1e-6) * common.mixed(rewards)[:, None]
     elif cfg.normalize == "batch":
-        adv = adv / (token_moments(adv, keep, lengths)[1] + 1e-6)
+        adv = adv / (common.token_moments(adv, keep, lengths)[1] + 1e-6)
     return adv, keep
 
 

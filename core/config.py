@@ -59,6 +59,7 @@ MODELS = {
 def find_model(name: str, flag: str) -> tuple:
     """(folder or hub id, its transformers config, its tokenizer) of the model that a flag names. A folder models/ALIAS
     is used before the hub. fail() if it can't be loaded, or if a run with it would fail later or learn nonsense."""
+    hub.show_downloads()
     source = MODELS.get(name, (name,))[0]
     if name in MODELS and (ROOT / "models" / name).is_dir():
         source = str(ROOT / "models" / name)

@@ -58,6 +58,7 @@ def has_file(repo: str, file: str) -> bool:
 
 def show_downloads():
     """Bars for downloads, on rank 0 alone, and none for what takes a second, such as loading weights."""
+    logging.set_verbosity_error()
     logging.disable_progress_bar()  # this also disables those of huggingface_hub
     if os.environ.get("RANK", "0") != "0":
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

@@ -20,6 +20,17 @@ def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
     return (1 / divisor.float()).expand(len(lengths)).repeat_interleave(lengths)
 
 
+def token_moments(x, keep, lengths=None):
+    """Mean and standard deviation (Bessel's) of x [P, n] over the tokens of the kept responses.
+
+    keep, lengths [P, n]. Without lengths each response counts once. If all values are equal, the deviation is infinite,
+    so that x divided by it is 0."""
+    weights = keep * (torch.ones_like(x) if lengths is None else lengths)
+    mean = (weights * x).sum() / weights.sum()
+    variance = (weights * (x - mean) ** 2).sum() / (weights.sum() - 1)
+    return mean, variance.sqrt() if len(x[keep].unique()) > 1 else torch.inf
+
+
 def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None, whole=False) -> list[tuple]:
     """The kept responses, keep [P, n], as (rows, units) for each update: see Batch.select(). adv: [P, n], or [N].
 

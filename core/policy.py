@@ -1,11 +1,11 @@
 """The trainable model: where the memory and the time of training go.
 
-  pack     sequences stand end to end in one row, without padding (packing.py)
-  chunks   the logits of the vocabulary exist for a chunk of tokens at a time, never for the whole micro-batch
-  shards   under torchrun the parameters, gradients and optimizer state are split over the ranks (FSDP2)
-  plan     every rank computes the same token-balanced micro-batches and takes its own column
-  update   the weights of the token losses come from the global batch, so neither the micro-batches nor the number of
-           ranks changes a gradient
+  pack     sequences stand end to end in one row, without padding: packing.py
+  chunks   logits exist for a chunk of tokens at a time, never for the whole micro-batch: head.py
+  plan     all ranks compute the same token-balanced micro-batches, and each takes its own column: minibatches.py
+  shards   under torchrun, parameters, gradients and optimizer state are split over the ranks (FSDP2)
+  update   the weights of the tokens' losses come from the global batch. So a gradient depends neither on the
+           micro-batches nor on the number of ranks
 """
 
 import os
@@ -32,8 +32,8 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when 
 
 # ------------------------------------------------------------------------------------------------ the policy
 def make_savable(generation):
-    """Some models come with a generation config that transformers loads and then refuses to save, such as one with
-    do_sample false beside a temperature. Its settings for sampling are dropped: the flags have their place here."""
+    """Some models have a generation config that transformers loads but refuses to save, such as do_sample false beside
+    a temperature. Drop its sampling settings: here they are flags."""
     try:
         generation and generation.validate(strict=True)
     except ValueError:
@@ -42,20 +42,21 @@ def make_savable(generation):
 
 class Policy(nn.Module):
     """A causal language model of transformers that returns logprobs, trained with AdamW on fp32 master weights.
-    A `batch` is a rollout.Batch: prompts and responses (token ids), and per-token values laid end to end.
 
-    model: a local folder or hub id. vocab: ids from here on don't exist for the tokenizer; they get no probability.
-    temperature: that of the sampler; the logits are divided by it. lr None: no optimizer (a reference). On CUDA the
-    blocks compute in bf16, reduce gradients in fp32, and one block in `recompute` (0: none) computes its activations
-    again in the backward pass instead of keeping them.
-    shard_size: ranks that share one copy of the state (0: all of them); the copies average their gradients (HSDP).
-    offload: masters, gradients and optimizer live on the CPU (a lone process adds an update's gradients on the GPU).
-    compile: torch.compile, block by block (not for the CPU's padded attention: each micro-batch would be traced anew).
-    Raises ValueError for a model that transformers computes otherwise.
-    """
+      model        a local folder or hub id
+      vocab        ids from here on are unknown to the tokenizer; their probability is 0
+      temperature  the sampler's; logits are divided by it
+      lr           None: no optimizer, as for a reference
+      shard_size   ranks that share one copy of the state (0: all). The copies average their gradients (HSDP).
+      offload      masters, gradients and optimizer live on the CPU. (A lone process adds up gradients on the GPU.)
+      compile      torch.compile, block by block. Not on the CPU: it would trace each micro-batch anew.
+      recompute    on a GPU, one block in so many does not keep its activations: the backward pass computes them again
+
+    On CUDA the blocks compute in bf16 and reduce gradients in fp32. A `batch` is a rollout.Batch.
+    Raises ValueError for a model whose logprobs transformers computes otherwise."""
 
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
-                 shard_size=0, offload=False, compile=False, recompute=1):  # fmt: skip
+                 shard_size=0, offload=False, compile=False, recompute=1):
         super().__init__()
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         for name, value in config.to_dict().items():  # with dropout the ratio would not be 1 in the first update
@@ -86,7 +87,7 @@ class Policy(nn.Module):
             shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
             mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
             how = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32),
-                       offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
+                       offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())
             for block in self.blocks():
                 fully_shard(block, **how)
             fully_shard(self, **how)  # embedding and head in one unit: they may be tied
@@ -99,7 +100,7 @@ class Policy(nn.Module):
                 self.optimizer.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
     def load(self, model, config, kind=AutoModelForCausalLM, **how):
-        """The transformers model, whose weights rank 0 alone reads. A critic overrides this and head()."""
+        """The transformers model. Rank 0 alone reads the weights. A critic overrides this and head()."""
         if rank() == 0:
             try:
                 lm = kind.from_pretrained(model, config=config, use_safetensors=True, trust_remote_code=False, **how)
@@ -119,8 +120,8 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def refuse_other_models(self):
-        """On rank 0, while its weights are whole and in fp32: raises ValueError if transformers computes other logprobs
-        than this class does, on a short probe."""
+        """On rank 0, while its weights are whole and in fp32: compare the logprobs of a short probe with transformers'.
+        Raises ValueError if they differ."""
         if rank() or self.lm.get_output_embeddings() is None or next(self.parameters()).is_cuda:
             return
         rng, ids = np.random.default_rng(0), min(self.vocab or self.lm.config.vocab_size, self.lm.config.vocab_size)
@@ -142,7 +143,7 @@ class Policy(nn.Module):
 
     def place(self, full: dict, device):
         """Move the shards to their device. Rank 0 hands out its weights, `full`, tensor by tensor, and each rank keeps
-        its shards of them: only the host of rank 0 needs room for a whole model."""
+        its shards. So only the host of rank 0 needs room for a whole model."""
         self.to(device) if rank() == 0 else self.to_empty(device=device)
         if world() > 1:
             self.lm.tie_weights()  # to_empty has separated them
@@ -171,7 +172,7 @@ class Policy(nn.Module):
         return list(self.lm.get_output_embeddings().parameters())
 
     def head(self, hidden, targets, entropy_grad):
-        """From the hidden states [N, hidden] that predict the tokens `targets` [N] to the two results of forward."""
+        """Hidden states [N, hidden] that predict the tokens `targets` [N] -> logprobs [N], entropies [N]."""
         logits = logits_of(self.lm, hidden)[:, : self.vocab].float()
         logits = logits / self.temperature if self.temperature != 1 else logits
         logp = logits.log_softmax(-1)
@@ -180,8 +181,8 @@ class Policy(nn.Module):
         return logp.gather(-1, targets[:, None])[:, 0], entropy
 
     def _micros(self, batch):
-        """This rank's micro-batches: (pack, rows, 1.0, whether it is the last); (pack, rows, 0.0, ...) is a stand-in
-        where this rank has no work."""
+        """This rank's micro-batches: (pack, rows, real, whether it is the last). real: 1.0, or 0.0 for a stand-in, if
+        this rank has no work while others do."""
         shared, most, joined = self.device.type == "cpu", self.tokens_per_micro, []  # shared: see Pack
         for unit in batch.units:
             rows = [*joined[-1], *unit] if joined else unit
@@ -243,14 +244,14 @@ class Policy(nn.Module):
 
     # -------------------------------------------------------------------------------------------- weights and files
     def weights(self):
-        """(name, tensor) of every parameter in the compute precision, gathered one at a time: all ranks have to walk
-        through it together. A shard goes to the device first: NCCL is quicker than gloo, and bf16 half of fp32."""
+        """(name, tensor) of every parameter in the compute precision, gathered one at a time. All ranks iterate
+        together. A shard moves to the device first: NCCL is quicker than gloo, and bf16 is half of fp32."""
         for name, parameter in self.lm.named_parameters():
             tensor = parameter.detach().to(self.device, self.dtype)
             yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
     def save_pretrained(self, folder):
-        """A Hugging Face model folder, in the compute precision; gathered tensor by tensor, written by rank 0."""
+        """Write a Hugging Face model folder, in the compute precision. Rank 0 writes."""
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if rank() == 0}
         if rank() == 0:
             with torch.device("meta"):  # a shell without memory, so that config.json names the saved precision
@@ -259,14 +260,14 @@ class Policy(nn.Module):
             shell.save_pretrained(folder, state_dict=state)
 
     def save_state(self, folder):
-        """Masters and optimizer, each rank its own shard; can be loaded with another number of ranks."""
+        """Write masters and optimizer, each rank its own shard. Another number of ranks can load them."""
         model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
         dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
 
     def load_state(self, folder):
-        """The inverse of save_state, exact to the bit. Raises when the folder is broken."""
+        """The inverse of save_state(), exact to the bit. Raises if the folder is broken."""
         model, optimizer = dcp_state.get_state_dict(self, self.optimizer)
         state = {"model": model, "optimizer": optimizer}
         dcp.load(state, checkpoint_id=folder)
         dcp_state.set_state_dict(self, self.optimizer, model_state_dict=state["model"],
-                                 optim_state_dict=state["optimizer"])  # fmt: skip
+                                 optim_state_dict=state["optimizer"])

@@ -138,11 +138,13 @@ class Rollouts:
         every = np.random.default_rng(step).permutation(len(self.responses))
         self.measured = np.sort(every) if self.old.known.all() else np.union1d(every[: len(every) // 16], recorded)
 
-    def attach(self, batch: Batch, rows):
-        """Give a batch of these rows what is known of them: old, entropy and ref."""
+    def select(self, rows, units=None) -> Batch:
+        """The batch of these rows. Its values have old, entropy and ref, if they are known for all of them."""
+        batch = self.batch.select(rows, units)
         for names, logprobs in ((("old", "entropy"), self.old), (("ref",), self.ref)):
             if logprobs.known[rows].all():
                 batch.values |= dict(zip(names, logprobs.values[:, batch.index]))
+        return batch
 
     def stats(self) -> dict:
         """Means over all graded responses, whatever is kept of them."""

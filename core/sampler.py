@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
-from core.config import end_tokens
+from core.config import end_tokens, find_model
 from core.packing import refuse_attention, shared_start
 from core.head import logits_of
-from core.processes import bad_input, progress, say
+from core.processes import bad_input, fail, progress, say
 from core.streams import streams, uniforms
 
 
@@ -296,3 +296,17 @@ def new_sampler(cfg, policy, tokenizer):
     and the tokenizer name."""
     with bad_input():
         return choose_sampler(cfg)(policy, end_tokens(policy.lm.generation_config, tokenizer))
+
+
+def sampler_of(run, model: str, flag: str):
+    """A sampler of another model than the policy, such as a teacher, which `flag` names. fail() if its tokens differ."""
+    cfg = run.cfg
+    source, _, tokenizer = find_model(model, flag)
+    if tokenizer.get_vocab() != run.tokenizer.get_vocab():
+        fail(f"--{flag} {model}: its tokenizer is not that of {cfg.model}; distil within a model family")
+    weights = run.new_model(source, flag=flag, offload=True)  # needed once
+    sampler = new_sampler(cfg, weights, tokenizer)
+    sampler.sync(weights)
+    sampler.rest()
+    cfg.sampler = "hf"  # for the policy's evaluations: vLLM has one engine per process
+    return sampler

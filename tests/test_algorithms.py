@@ -493,8 +493,8 @@ def test_the_loss_of_a_pair_does_not_depend_on_its_number():
     """In a micro-batch some pairs stand alone: numbers 3 and 7 give what 0 and 1 do."""
     new, old = torch.tensor([-1.0, -2, -3, -1]), torch.tensor([-2.0, -1, -1, -2])
     side = torch.tensor([1.0, -1, -1, 1])
-    losses = [iterative_dpo.token_loss(new, SimpleNamespace(old=old, side=side, pair=torch.tensor(pair)), DPO)
-              for pair in ([0, 0, 1, 1], [3, 3, 7, 7])]  # fmt: skip
+    losses = [iterative_dpo.token_loss(new, SimpleNamespace(old=old, adv=side, pair=torch.tensor(pair)), DPO)
+              for pair in ([0, 0, 1, 1], [3, 3, 7, 7])]
     assert losses[0].tolist() == losses[1].tolist()
     first = iterative_dpo.pair_loss(torch.tensor([1.0]), torch.tensor([-1.0]), DPO)
     assert losses[0][:2].tolist() == first.tolist() * 2
@@ -507,14 +507,14 @@ def test_the_pairs_gradient_does_not_depend_on_micro_batches(tiny_path):
     rows = [torch.randint(5, 90, (int(k),), generator=generator).numpy() for k in lengths]
     prompts = [torch.randint(5, 90, (4,), generator=generator).numpy() for _ in range(6)]
     per_token = lambda x: x.repeat_interleave(lengths)
-    values = dict(pair=per_token(torch.arange(6).repeat_interleave(2)), side=per_token(torch.tensor([1.0, -1] * 6)),
-                  old=torch.full((int(lengths.sum()),), -4.0), weight=per_token(1 / (12 * lengths)))  # fmt: skip
+    values = dict(pair=per_token(torch.arange(6).repeat_interleave(2)), adv=per_token(torch.tensor([1.0, -1] * 6)),
+                  old=torch.full((int(lengths.sum()),), -4.0), weight=per_token(1 / (12 * lengths)))
     batch = Batch([prompts[i // 2] for i in range(12)], rows, values, [[i, i + 1] for i in range(0, 12, 2)])
     gradients = []
     for micro in (1, 50, 10_000):
         policy = common.Policy(tiny_path, "cpu", lr=1e-3, tokens_per_micro=micro)
         policy.optimizer.zero_grad = lambda: None
-        policy.update(batch, lambda new, entropy, tokens: (iterative_dpo.token_loss(new, tokens, DPO), {}), 1e9)
+        policy.update(batch, lambda new, entropy, tokens: iterative_dpo.token_loss(new, tokens, DPO), 1e9)
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() / gradients[0].norm() < 1e-5
@@ -567,7 +567,7 @@ def test_the_readme_shows_the_real_diff(tmp_path):
     assert shown.splitlines() == [line for line in run.stdout.splitlines() if line[0] in "<>-"]
 
 
-VERBS = "begin steps sync sample reward old_logprobs minibatches update evaluate log save finish".split()
+VERBS = "steps sync sample reward minibatches update log".split()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -192,36 +192,63 @@ def inexact(monkeypatch):
     return passes
 
 
+def loop(**changes):
+    """common, with these methods of Run changed."""
+    return SimpleNamespace(**{**vars(common), "Run": type("Run", (common.Run,), changes)})
+
+
 @pytest.mark.parametrize("updates", [1, 2])
-def test_the_first_update_spares_the_pass_for_its_own_responses(train, tmp_path, monkeypatch, inexact, updates):
-    """Whoever asks for tokens.old before the updates gets the whole pass; the numbers are the same."""
+def test_old_logprobs_are_computed_for_later_updates_and_a_sample_alone(train, tmp_path, monkeypatch, inexact, updates):
+    """An algorithm that asks for them before the updates gets the whole pass. The updates are the same."""
     from test_runs import metrics
 
-    monkeypatch.setattr("core.record.samples", lambda *args: [])  # which takes a pass of its own
+    monkeypatch.setattr("core.record.samples", lambda *args: [])  # which makes a pass of its own
     flags = ["--prompts_per_step", 6, "--steps", 2, "--eval_data", "", "--updates_per_step", updates]
-    assert train(tmp_path / "late", *flags) == 0
+    later, batches = [], common.Run.minibatches
+
+    def counted(run, rollouts, adv, keep):
+        found = batches(run, rollouts, adv, keep)
+        rows = {row for batch in found[1:] for row in rows_of(rollouts, batch)}
+        later.append(len(rows | set(rollouts.measured.tolist())))
+        return found
+
+    assert train(tmp_path / "late", *flags, common=loop(minibatches=counted)) == 0
     late, passes = metrics(tmp_path / "late"), list(inexact)
+    assert passes == later and all(rows < 24 for rows in passes)
     inexact.clear()
 
-    class Run(common.Run):
-        def old_logprobs(self, rollouts):
-            super().old_logprobs(rollouts)
-            assert not rollouts.tokens.old.isnan().any() and not rollouts.tokens.entropy.isnan().any()
+    def all_first(run, rollouts, adv, keep):
+        tokens = run.old_logprobs(rollouts)
+        assert tokens.old.isfinite().all() and tokens.entropy.isfinite().all()
+        return batches(run, rollouts, adv, keep)
 
-    assert train(tmp_path / "early", *flags, common=SimpleNamespace(**{**vars(common), "Run": Run})) == 0
+    assert train(tmp_path / "early", *flags, common=loop(minibatches=all_first)) == 0
     assert inexact == [24, 24], "the whole batch"
-    assert all(rows < 24 for rows in passes) and len(passes) == 2
     for one, other in zip(late, metrics(tmp_path / "early"), strict=True):
         assert one.keys() == other.keys() and one["mismatch"] < 1e-5 and math.isfinite(one["entropy"])
         for name in one:
             assert one[name] == other[name] or one[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), name
 
 
-def test_batches_out_of_order_are_an_error(train, tmp_path, inexact):
-    class Run(common.Run):
-        def minibatches(self, *args, **how):
-            return super().minibatches(*args, **how)[::-1]
+def rows_of(rollouts, batch) -> list[int]:
+    """Which rows of the rollouts a part of their batch is."""
+    return np.searchsorted(rollouts.batch.starts, batch.index.numpy()[batch.starts], side="right") - 1
+
+
+def test_batches_can_be_used_in_any_order(train, tmp_path, inexact):
+    """The update that comes first moves the policy; the old logprobs of the other batch are those from before."""
+    batches, seen = common.Run.minibatches, []
+
+    def reverse(run, rollouts, adv, keep):
+        copy = Rollouts(rollouts.problems, rollouts.responses)
+        copy.prepare(1, False, [])
+        copy.old.fill(run.policy, range(len(rollouts.responses)))
+        found = batches(run, rollouts, adv, keep)[::-1]
+        seen.extend((batch, copy.old.values[0, batch.index]) for batch in found)
+        return found
 
     flags = ["--prompts_per_step", 8, "--steps", 1, "--eval_data", "", "--updates_per_step", 2]
-    with pytest.raises(RuntimeError, match="in the order in which minibatches"):
-        train(tmp_path / "run", *flags, common=SimpleNamespace(**{**vars(common), "Run": Run}))
+    assert train(tmp_path / "run", *flags, common=loop(minibatches=reverse)) == 0
+    assert len(seen) == 2
+    for batch, old in seen:
+        assert torch.allclose(batch.values["old"], old, atol=1e-5)

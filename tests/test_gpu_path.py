@@ -137,11 +137,15 @@ def test_the_engine_is_asked_for_what_is_free(policy, monkeypatch):
 
 
 def test_the_critic_is_there_before_the_engine_takes_its_share(train, tmp_path, monkeypatch):
-    def start(run):
-        assert set(run.checkpointed) == {"trainer", "critic"} and not hasattr(run, "sampler")
+    critics = []
+    load = ppo.Critic.load
+
+    def start(*args):
+        assert len(critics) == 1
         raise SystemExit(7)
 
-    monkeypatch.setattr(common.Run, "start_sampler", start)
+    monkeypatch.setattr(ppo.Critic, "load", lambda *args, **how: critics.append(load(*args, **how)) or critics[0])
+    monkeypatch.setattr(common, "new_sampler", start)
     assert train(tmp_path / "out", module=ppo) == 7
     assert not (tmp_path / "out").exists()
 
@@ -157,7 +161,7 @@ def gradient(**how) -> torch.Tensor:
     policy, found = Policy(TINY, "cpu", vocab=261, lr=1e-3, **how), []
     whole = lambda x: x.full_tensor() if hasattr(x, "full_tensor") else x
     policy.optimizer.step = lambda: found.extend(whole(p.grad).flatten() for p in policy.parameters())
-    policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}), max_grad_norm=1e9)
+    policy.update(batch, lambda new, entropy, tokens: new * tokens.adv, max_grad_norm=1e9)
     return torch.cat(found)
 
 
@@ -233,7 +237,7 @@ def simulated_peak(folder, sizes, tokens, chunk):
     tracker = MemTracker()
     tracker.track_external(policy, policy.optimizer)
     with tracker:
-        policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}))
+        policy.update(batch, lambda new, entropy, tokens: new * tokens.adv)
     return config, tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 

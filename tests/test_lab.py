@@ -16,12 +16,12 @@ import pytest
 from helpers import ROOT, output_of, start
 
 import common
-import lab
-from core import report
+import lab.__main__
+from lab import claims, report
 from core.stats import t_quantile, t_tail, verdict
-from core.experiments import Experiments, digest, pack, passed, read_results, unpack
+from lab.experiments import Experiments, digest, pack, passed, read_results, unpack
 
-LAB = ROOT / "docs/lab.json"
+LAB = ROOT / "lab/results.json"
 
 
 # ------------------------------------------------------------------------------------------------ verdicts
@@ -82,7 +82,7 @@ def test_one_value_decides_nothing_and_equal_values_decide_at_once():
 def claim(*criteria):
     """A claim about the final accuracy of a setting `run`, with a part for each criterion."""
     parts = [("accuracy", criterion, lambda run: run["accuracy"]) for criterion in criteria]
-    return lab.Claim(1, "limit", "here", "it is so", parts)
+    return claims.Claim(1, "limit", "here", "it is so", parts)
 
 
 @pytest.mark.parametrize("criteria, expected", [
@@ -101,10 +101,10 @@ def test_seeds_without_all_records_are_left_out_and_no_records_are_no_verdict():
 
 # ------------------------------------------------------------------------------------------------ the tables
 def test_there_are_34_claims_of_known_papers_each_about_settings_that_exist():
-    assert [one.number for one in lab.CLAIMS] == list(range(1, 35))
-    for one in lab.CLAIMS:
+    assert [one.number for one in claims.CLAIMS] == list(range(1, 35))
+    for one in claims.CLAIMS:
         assert one.paper in report.PAPERS and one.parts
-        assert set(report.needs(one)) <= set(lab.SETTINGS), one.number
+        assert set(report.needs(one)) <= set(claims.SETTINGS), one.number
         for _, criterion, _ in one.parts:
             low, high = report.region(criterion)
             assert low < high
@@ -112,7 +112,7 @@ def test_there_are_34_claims_of_known_papers_each_about_settings_that_exist():
 
 def commands(model="tiny"):
     """{setting: its command line}, as the lab runs it."""
-    return lab.command_lines(model, "numina-math", 0)
+    return claims.command_lines(model, "numina-math", 0)
 
 
 @pytest.mark.parametrize("model", ["tiny", "qwen2.5-math-1.5b"])
@@ -120,9 +120,9 @@ def test_each_settings_flags_are_those_of_its_script(model, monkeypatch):
     for name, line in commands(model).items():
         script, *flags = line.split()
         for other in re.findall(r"\{(\w+)", line):
-            assert other in lab.SETTINGS, name
+            assert other in claims.SETTINGS, name
         if "worlds" in script:
-            assert flags[0] in importlib.import_module("core.worlds").WORLDS
+            assert flags[0] in importlib.import_module("lab.worlds").WORLDS
             continue
         module = importlib.import_module(script.removesuffix(".py"))
         monkeypatch.setattr(sys, "argv", [script])
@@ -142,9 +142,9 @@ def test_for_another_model_only_what_does_not_need_the_built_in_world_is_run():
     (["1", "--seeds", "0"], "--seeds 5 or 10-14"), (["1", "--seeds", "14-10"], "--seeds 5 or 10-14"),
     (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])  # fmt: skip
 def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["lab.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["lab", *arguments])
     with pytest.raises(SystemExit) as left:
-        lab.main()
+        lab.__main__.main()
     assert left.value.code == 2 and says in capsys.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_a_failing_run_is_reported_with_its_last_line_and_the_others_go_on(exper
 def test_a_killed_lab_takes_its_runs_along_and_goes_on_with_resume(experiments, tmp_path):
     one = experiments(a="--steps=40 --sleep=0.1")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
-            f"from core.experiments import Experiments; one = Experiments({one.settings!r}, Path({str(one.file)!r}), "
+            f"from lab.experiments import Experiments; one = Experiments({one.settings!r}, Path({str(one.file)!r}), "
             f"Path({str(one.out)!r})); one.run_all([('a', 0)], 1)")  # fmt: skip
     process = start(sys.executable, "-c", code)
     metrics = one.folder(("a", 0)) / "metrics.jsonl"
@@ -276,11 +276,11 @@ def test_a_killed_lab_takes_its_runs_along_and_goes_on_with_resume(experiments, 
 @pytest.mark.slow
 def test_a_real_claim_is_run_judged_and_reported(tmp_path):
     how = ["--seeds", "100-101", "--results", tmp_path / "lab.json", "--out", tmp_path / "out", "--report"]
-    text = output_of(sys.executable, ROOT / "lab.py", "16", *how, timeout=900)
+    text = output_of(sys.executable, "-m", "lab", "16", *how, timeout=900)
     assert "8 runs are missing" in text and re.search(r"^16 +(holds|undecided)", text, re.MULTILINE)
     assert len(read_results(tmp_path / "lab.json")) == 8
     assert "| 16 | **without its template" in (tmp_path / "lab.md").read_text()
-    again = output_of(sys.executable, ROOT / "lab.py", "16", *how)
+    again = output_of(sys.executable, "-m", "lab", "16", *how)
     assert "missing" not in again
     assert text[text.index("16  ") :] == again[again.index("16  ") :]
 
@@ -288,8 +288,9 @@ def test_a_real_claim_is_run_judged_and_reported(tmp_path):
 # ------------------------------------------------------------------------------------------------ the report
 @pytest.mark.slow
 def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_path):
-    shutil.copy(LAB, tmp_path)
-    output_of(sys.executable, ROOT / "lab.py", "--report", "--results", tmp_path / "lab.json")
+    shutil.copy(LAB, tmp_path / "lab.json")
+    output_of(sys.executable, "-m", "lab", "--report", "--results", tmp_path / "lab.json")
+    (tmp_path / "lab.json").unlink()
     written = sorted(file.name for file in tmp_path.iterdir())
     assert written == sorted(file.name for file in (ROOT / "docs").glob("lab*"))
     for name in written:

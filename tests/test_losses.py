@@ -1,11 +1,16 @@
 """The pieces that the algorithms share: which prompts are mixed, the clipped ratio, sums by group, the KL estimate."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import common
+import grpo
+import iterative_dpo
+import raft
+from core import meter
 
 CLIP = SimpleNamespace(clip=True, clip_low=0.2, clip_high=0.2, dual_clip=0.0)
 DUAL = SimpleNamespace(clip=True, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
@@ -15,11 +20,16 @@ HIGHER = SimpleNamespace(clip=True, clip_low=0.1, clip_high=0.28, dual_clip=0.0)
 
 # ------------------------------------------------------------------------------------------------ rejection
 def test_all_correct_all_wrong_and_mixed():
-    """Mixed means that the rewards differ, whatever they are: 0.2 and 0.7 can be compared, -1 and -1 can't."""
+    """Mixed means that the rewards differ, whatever they are: 0.2 and 0.7 can be compared, -1 and -1 can't. Right is
+    what is above a half, for all: with a graded check 0.2 is wrong and 0.7 is right."""
     rewards = torch.tensor([[0.0, 0], [0, 1], [1, 1], [0.2, 0.7], [-1, -1]])
-    assert common.all_correct(rewards).tolist() == [False, False, True, True, False]
+    assert common.all_correct(rewards).tolist() == [False, False, True, False, False]
     assert common.all_wrong(rewards).tolist() == [True, False, False, False, True]
     assert common.mixed(rewards).tolist() == [False, True, False, True, False]
+    assert common.mixed(rewards, 1).tolist() == [False, True, False, False, False]
+    assert raft.advantages(rewards, None)[1].tolist() == (rewards > 0.5).tolist()
+    chosen, rejected = iterative_dpo.pairs(rewards, torch.Generator())
+    assert (chosen.tolist(), rejected.tolist()) == ([3, 7], [2, 6])
 
 
 # ------------------------------------------------------------------------------------------------ the clipped ratio
@@ -95,25 +105,63 @@ def test_clipped_loss_against_an_independent_one(cfg):
     assert torch.allclose(new.grad[~binds], (-ratio * adv)[~binds], atol=1e-6)
 
 
-def test_clip_counts_as_ppo_does():
-    """clip_low counts tokens that a negative advantage drove under 0.8, clip_high those that a positive one drove over
-    1.2: the tokens without gradient, not all outside of the band. Of the four outside here one each is counted."""
+def clipped(new, adv, cfg, token_loss=grpo.token_loss) -> list[bool]:
+    """Which tokens a loss clips, where all old logprobs are 0."""
+    new = new.clone().requires_grad_()
+    tokens = SimpleNamespace(old=torch.zeros(len(new)), adv=adv)
+    meter.watched(token_loss)(new, tokens, cfg)
+    return tokens.clipped.tolist()
+
+
+def test_the_clip_stops_what_has_moved_far_enough_and_nothing_else():
+    """A negative advantage that has driven a token under 0.8, and a positive one that has driven one over 1.2: these
+    tokens have no gradient. Of the four outside of the band that is one each."""
     ratio = torch.tensor([0.5, 0.5, 1.5, 1.5, 0.9, 1.1, 1.0, 1.0])
     adv = torch.tensor([-1.0, 1, 1, -1, -1, 1, 1, -1])
-    counts = common.clip_counts(ratio.log(), torch.zeros(8), adv, CLIP)
-    assert (int(counts["clip_low"]), int(counts["clip_high"])) == (1, 1)
+    assert clipped(ratio.log(), adv, CLIP) == [True, False, True, False, False, False, False, False]
+    assert clipped(ratio.log(), adv, FREE) == [False] * 8
 
 
-def test_clip_counts_use_both_bounds():
+def test_both_bounds_of_the_clip():
     new = torch.tensor([0.85, 1.25, 0.7, 1.4]).log()
     adv = torch.tensor([-1.0, 1, -1, 1])
-    counts = common.clip_counts(new, torch.zeros(4), adv, HIGHER)
-    assert (int(counts["clip_low"]), int(counts["clip_high"])) == (2, 1)
+    assert clipped(new, adv, HIGHER) == [True, False, True, True]
 
 
-def test_an_algorithm_without_a_clip_counts_nothing():
-    counts = common.clip_counts(torch.tensor([-9.0, 9.0]), torch.zeros(2), torch.tensor([-1.0, 1]), SimpleNamespace())
-    assert (int(counts["clip_low"]), int(counts["clip_high"])) == (0, 0)
+def test_the_dual_clip_stops_tokens_too():
+    assert clipped(torch.tensor([2.9, 3.1]).log(), torch.tensor([-1.0, -1]), DUAL) == [False, True]
+
+
+def test_a_token_without_an_advantage_is_not_clipped():
+    assert clipped(torch.tensor([9.0, 9.0]), torch.tensor([0.0, 1]), CLIP) == [False, True]
+
+
+def test_a_loss_without_a_clip_clips_nothing():
+    assert clipped(torch.tensor([-9.0, 9.0]), torch.tensor([-1.0, 1]), CLIP, raft.token_loss) == [False, False]
+
+
+def test_a_loss_that_ignores_the_policy_is_all_clip():
+    constant = lambda new, tokens, cfg: tokens.adv + 0 * new.detach().requires_grad_()
+    assert clipped(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0]), CLIP, constant) == [True, False]
+
+
+def test_the_full_loss_by_hand():
+    """Three tokens of GRPO. The engine gave them logprobs 0.5 lower, so that e^0.5 is the importance weight; the second
+    token is off-policy, and the cap of 1.5 binds. KL and entropy are added as they are."""
+    new, old = torch.tensor([0.1, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.0])
+    tokens = SimpleNamespace(old=old, adv=torch.tensor([1.0, 1, -2]), sampler=old - 0.5, ref=torch.tensor([0.1, 0, 1]),
+                             on_policy=torch.tensor([True, False, True]))
+    how = dict(vars(CLIP), tis_cap=2.0, kl_coef=0.0, kl_loss="k3", entropy_coef=0.0)
+    loss = lambda **changes: common.full_loss(new, torch.tensor([3.0, 2, 1]), tokens, grpo.token_loss,
+                                              SimpleNamespace(**how | changes)).tolist()
+    e = math.exp(0.5)
+    assert loss() == pytest.approx([-math.exp(0.1) * e, -1, 2 * e])
+    assert loss(tis_cap=1.5) == pytest.approx([-math.exp(0.1) * 1.5, -1, 3])
+    plain = [-math.exp(0.1), -1, 2]
+    assert loss(tis_cap=0) == pytest.approx(plain)
+    assert loss(tis_cap=0, kl_coef=0.5) == pytest.approx([plain[0], plain[1], plain[2] + 0.5 * (math.e - 2)])
+    assert loss(tis_cap=0, kl_coef=0.5, kl_loss="k2") == pytest.approx([plain[0], plain[1], plain[2] + 0.25])
+    assert loss(tis_cap=0, entropy_coef=0.1) == pytest.approx([plain[0] - 0.3, plain[1] - 0.2, plain[2] - 0.1])
 
 
 # ------------------------------------------------------------------------------------------------ sums by group

@@ -52,7 +52,7 @@ def some_batch(rows=12, vocab=97, seed=0, longest=40):
 def surrogate(new, entropy, tokens):
     """A clipped policy-gradient loss, so that the gradient depends on old and adv as in training."""
     ratio = (new - tokens.old).exp()
-    return -torch.minimum(ratio * tokens.adv, ratio.clamp(0.8, 1.2) * tokens.adv), {}
+    return -torch.minimum(ratio * tokens.adv, ratio.clamp(0.8, 1.2) * tokens.adv)
 
 
 def gradients(folder, batch, tokens_per_micro, norm="token", **how):
@@ -103,7 +103,7 @@ def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
     batch.values["weight"] = torch.ones_like(batch.values["adv"])
     found = {}
     policy.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in policy.lm.named_parameters()})
-    policy.update(batch, lambda new, entropy, tokens: (new * tokens.adv, {}), max_grad_norm=1e9)
+    policy.update(batch, lambda new, entropy, tokens: new * tokens.adv, max_grad_norm=1e9)
     assert distance(found, {n: p.grad for n, p in alone.named_parameters()}) < 1e-5
 
 
@@ -206,7 +206,7 @@ def test_the_end_token_is_trained_and_a_prompt_token_never_is():
     batch = Batch([np.array([7, end, 8, 9])], [np.array([8, 9, end])], dict(weight=torch.ones(3)))
     policy = Policy(TINY, "cpu", lr=1e-3)
     seen = []
-    policy.update(batch, lambda new, entropy, tokens: (seen.append(new.detach().clone()) or -new, {}))
+    policy.update(batch, lambda new, entropy, tokens: seen.append(new.detach().clone()) or -new)
     assert seen[0].shape == (3,)  # 3 response tokens, end token included; 4 prompt tokens have no logprob at all
     after = policy.logprobs(batch)[0]
     assert (after > seen[0]).all()

@@ -35,7 +35,7 @@ def test_responses_stand_beside_their_problem():
     assert [len(x) for x in rollouts.batch.prompts] == [1, 1, 1, 2, 2, 2]
     assert rollouts.n == 3 and rollouts.lengths.tolist() == [[3, 2, 2], [3, 2, 2]]
     assert list(rollouts.finished) == [True, False, False] * 2
-    assert rollouts.tokens.sampler.tolist() == [-1.0] * 14 and rollouts.tokens.entropy.tolist() == [0.5] * 14
+    assert rollouts.tokens.sampler.tolist() == [-1.0] * 14 and rollouts.entropies.tolist() == [0.5] * 14
     assert rollouts.on_policy.tolist() == [[True] * 3] * 2
 
 

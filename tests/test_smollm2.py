@@ -80,7 +80,7 @@ def test_the_sampler_the_trainer_and_transformers_agree(rollouts, policy, alone)
     logprobs, entropy = policy.logprobs(rollouts.batch)
     gap = (rollouts.tokens.sampler - logprobs).abs()
     assert gap.mean() < 1e-4 and gap.max() < 4e-4
-    torch.testing.assert_close(rollouts.tokens.entropy, entropy, atol=6e-4, rtol=0)
+    torch.testing.assert_close(rollouts.entropies, entropy, atol=6e-4, rtol=0)
     batch: Batch = rollouts.batch
     for row in (0, 5, 70):
         prompt, response = batch.prompts[row], batch.responses[row]

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import tiny
-from core import worlds
+from lab import worlds
 
 # 4+3=7*2=14+8=22 and 4+8=12... : of the six orders only +3*2+8 ends at 22
 EXAMPLE = {"problem": "4 +3 *2 +8 > 22"}

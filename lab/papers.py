@@ -1,5 +1,5 @@
-"""What the papers say, and what we see: the prose of docs/lab.md, which holds for the committed docs/lab.json. When its
-numbers change, read this again."""
+"""What the papers say, and what we see: the prose of docs/lab.md. It is true of the committed lab/results.json. When
+those numbers change, read this again."""
 
 PAPERS = {  # title, arXiv, what it says, what we see
     "minimalist": ("A minimalist approach to LLM reasoning", "2504.11343", """
@@ -51,7 +51,7 @@ enough to learn.""", """
 The weights are what Dr. GRPO says, but our problems fix the length of a solution, and a difference of a token
 in the length of wrong answers is not established. One example gains 7 points, which is not clearly more than
 the 2 points of rewarding the format."""),
-}  # fmt: skip
+}
 
 TENSION = """
 **A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts, and finds

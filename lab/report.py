@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 import plot
+from core.config import ROOT
 from core.stats import crossing, holm, pass_at_k, verdict
-from core.experiments import by_chance, gain, grades, last, late, scatter
-from core.papers import PAPERS, TENSION
+from lab.experiments import by_chance, gain, grades, last, late, scatter
+from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
+from lab.papers import PAPERS, TENSION
 
 # ------------------------------------------------------------------------------------------------ judgement
 def region(criterion: str) -> tuple[float, float]:
@@ -59,11 +61,11 @@ def judge_all(claims, results: dict, seeds: list[int]) -> dict[int, dict]:
 # ------------------------------------------------------------------------------------------------ figures
 ALGORITHMS = dict(raft="RAFT", raft_pp="RAFT++", rej="Reinforce-Rej", grpo="GRPO", ppo="PPO", dpo="iterative DPO")
 FILES = dict(raft="raft.py", raft_pp="raft_pp.py", rej="reinforce_rej.py", grpo="grpo.py", ppo="ppo.py",
-             dpo="iterative_dpo.py")  # fmt: skip
+             dpo="iterative_dpo.py")
 VARIANTS = dict(reinforce="Reinforce", mean_zero="+ mean zero", remove_correct="+ remove all correct",
-                remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")  # fmt: skip
+                remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")
 CLIPPING = dict(random_good="8 updates, clip", random_no_clip="8 updates, no clip", one_update="one update",
-                small_rollout="one update, small rollout")  # fmt: skip
+                small_rollout="one update, small rollout")
 REWARDS = dict(true="truth", vote="votes", incorrect="wrong labels", format="format", random="random")
 SEARCH = dict(search_right="search, right", search_wrong="search, wrong", search_direct="direct", search_dots="dots")
 KS = [2**i for i in range(9)]
@@ -91,7 +93,7 @@ def training(runs, names: dict[str, str], *metrics: str) -> list[tuple]:
     """Panels of training curves, one per metric."""
     units = dict(accuracy="share of responses", entropy="nats per token", kl="nats per token")
     titles = dict(accuracy="training accuracy", entropy="entropy", kl="KL to the initial policy")
-    return [(plot.draw_seeds, curve(runs, names, m), titles[m], "training step", units[m]) for m in metrics]
+    return [(draw_seeds, curve(runs, names, m), titles[m], "training step", units[m]) for m in metrics]
 
 
 def methods(runs):
@@ -104,15 +106,15 @@ def variants(runs):
 
 def reward_against_kl(runs):
     names = dict(rej="Reinforce-Rej", grpo="GRPO", mean_zero="Reinforce + mean zero")
-    return [(plot.draw_seeds, curve(runs, names, "accuracy", "kl", window=10), "accuracy at a KL, means over seeds",
-             "KL to the initial policy, nats per token", "training accuracy")]  # fmt: skip
+    return [(draw_seeds, curve(runs, names, "accuracy", "kl", window=10), "accuracy at a KL, means over seeds",
+             "KL to the initial policy, nats per token", "training accuracy")]
 
 
 def passes(runs):
     names = dict(base_256="base", third_256="GRPO, a third", two_thirds_256="two thirds", grpo_256="end",
-                 distilled_256="distilled")  # fmt: skip
+                 distilled_256="distilled")
     curves = {label: [pass_at_k(grades(run).sum(1), run["samples"]).mean(0) for run in runs(name)]
-              for name, label in names.items()}  # fmt: skip
+              for name, label in names.items()}
     lines = {label: (KS, [values[np.array(KS) - 1] for values in seeds]) for label, seeds in curves.items() if seeds}
     if not {"base", "end"} <= lines.keys():
         return []
@@ -120,20 +122,20 @@ def passes(runs):
     title = f"base and GRPO cross at k = {k}" if k else "base and GRPO do not cross"
     if k:
         lines["crossing"] = [k, k], [[0, 1]]
-    return [(plot.draw_powers, lines, title, "k (log axis)", "pass@k, share of problems")]
+    return [(draw_powers, lines, title, "k (log axis)", "pass@k, share of problems")]
 
 
 def spurious(runs):
     groups = {base: {reward: [gain(run) for run in runs(f"{name}_{key}")] for name, reward in REWARDS.items()}
               for key, base in (("good", "python the better style"), ("bad", "python the worse style"))}
-    return [(plot.draw_groups, groups, "gain by what is rewarded", "", "accuracy, after - before")]
+    return [(draw_groups, groups, "gain by what is rewarded", "", "accuracy, after - before")]
 
 
 def clipping(runs):
     panels = training(runs, CLIPPING, "accuracy", "entropy")
     groups = {label.replace(", ", ",\n"): {"python": [gain(run, "python") for run in runs(name)]}
-              for name, label in CLIPPING.items()}  # fmt: skip
-    return [*panels, (plot.draw_groups, groups, "share of the python style", "", "after - before")]
+              for name, label in CLIPPING.items()}
+    return [*panels, (draw_groups, groups, "share of the python style", "", "after - before")]
 
 
 def luck(runs):
@@ -142,9 +144,9 @@ def luck(runs):
     found = {"observed": (sizes, [[scatter(run, m) for m in sizes] for run in runs("base_256")]),
              "by chance": (sizes, [[by_chance(run, m) for m in sizes] for run in runs("base_256")])}
     widths = {f"{m} problems": (seeds, [[3.92 * one[:m].mean(0).std(ddof=1) / math.sqrt(k) for k in seeds]
-                                        for one in right]) for m in (12, 30, 48)}  # fmt: skip
-    return [(plot.draw_powers, found, "scatter of a seed's accuracy", "problems (log axis)", "standard deviation"),
-            (plot.draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
+                                        for one in right]) for m in (12, 30, 48)}
+    return [(draw_powers, found, "scatter of a seed's accuracy", "problems (log axis)", "standard deviation"),
+            (draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
 
 
 def table(runs) -> str:
@@ -156,34 +158,34 @@ def table(runs) -> str:
             before, after = ([100 * run["evals"][i]["accuracy"] for run in seeds] for i in (0, -1))
             kl, entropy = ([late(run, metric) for run in seeds] for metric in ("kl", "entropy"))
             rows.append(f"| `{file}` | {spread(before, 1)} | {spread(after, 1)} | {spread(kl, 3)} | "
-                        f"{spread(entropy, 3)} |")  # fmt: skip
+                        f"{spread(entropy, 3)} |")
     return "\n".join(rows)
 
 
 def lengths(runs):
     names = dict(base_256="base", grpo_256="after GRPO")
     groups = {label: {word: [run[f"length_{word}"] for run in runs(name)] for word in ("right", "wrong")}
-              for name, label in names.items()}  # fmt: skip
+              for name, label in names.items()}
     ends = dict(grpo="all tokens", sequence="own length", constant="constant")
     more = {label: {word: [last(run, f"length_{word}") for run in runs(name)] for word in ("right", "wrong")}
-            for name, label in ends.items()}  # fmt: skip
-    return [(plot.draw_groups, groups, "length by result", "", "tokens, responses not cut off"),
-            (plot.draw_groups, more, "after GRPO, by what the loss is divided by", "", "tokens")]
+            for name, label in ends.items()}
+    return [(draw_groups, groups, "length by result", "", "tokens, responses not cut off"),
+            (draw_groups, more, "after GRPO, by what the loss is divided by", "", "tokens")]
 
 
 def flows(runs):
     names = dict(true_good="truth", vote_good="votes", true_bad="truth,\npython the worse style")
     cells = ("python to python", "python to words", "words to python", "words to words")
     groups = {label: {cell: [run["transitions"][cell]["contribution"] for run in runs(name)] for cell in cells}
-              for name, label in names.items()}  # fmt: skip
-    return [(plot.draw_groups, groups, "who contributes to the gain", "what is rewarded", "share of the gain")]
+              for name, label in names.items()}
+    return [(draw_groups, groups, "who contributes to the gain", "what is rewarded", "share of the gain")]
 
 
 def search(runs):
     groups = {label: {"before RL": [run["evals"][0]["accuracy"] for run in runs(name)],
-                      "after RL": [last(run) for run in runs(name)]} for name, label in SEARCH.items()}  # fmt: skip
-    return [(plot.draw_seeds, curve(runs, SEARCH, "accuracy"), "miniature Countdown", "training step", "accuracy"),
-            (plot.draw_groups, groups, "on test problems", "primed with", "accuracy")]
+                      "after RL": [last(run) for run in runs(name)]} for name, label in SEARCH.items()}
+    return [(draw_seeds, curve(runs, SEARCH, "accuracy"), "miniature Countdown", "training step", "accuracy"),
+            (draw_groups, groups, "on test problems", "primed with", "accuracy")]
 
 
 def waiting(runs):
@@ -192,7 +194,7 @@ def waiting(runs):
     for kind, label in (("none", "nothing said"), ("wait", "told to wait")):
         if seeds := list(zip(*[[run["accuracy"] for run in runs(f"{moment}_{kind}")] for moment in moments])):
             lines[label] = list(moments.values()), seeds
-    return [(plot.draw_seeds, lines, "after a wrong step", "pretraining steps", "share solved in the end")]
+    return [(draw_seeds, lines, "after a wrong step", "pretraining steps", "share solved in the end")]
 
 
 FIGURES = [  # name, paper, what draws it, caption
@@ -211,7 +213,7 @@ FIGURES = [  # name, paper, what draws it, caption
     ("search", "behaviors", search, "RL after priming with search traces that end right or wrong, with direct answers, "
      "and with dots"),
     ("waiting", "reflection", waiting, "A solution that has gone wrong is continued, with and without ` wait`"),
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -235,8 +237,8 @@ def open_page(found: dict, results: dict, seeds: list[int]) -> str:
     hours = sum(record["seconds"] for record in own) / 3600
     return f"""# The lab: do the papers' claims hold on a laptop?
 
-Written by `python lab.py --report` from the file of results beside it; change lab.py or core/report.py, not this page.
-`python lab.py 17 --results out/mine.json` repeats claim 17 from nothing, `python lab.py all` the rest.
+Written by `python -m lab --report` from lab/results.json. To change this page, change lab/claims.py or lab/report.py.
+`python -m lab 17 --results out/mine.json` repeats claim 17 from nothing, `python -m lab all` the rest.
 
 Of {len(found)} claims: {tally(found.values())}. {len(own)} runs of one process each, {hours:.1f} hours in all;
 two at a time on two cores they take half of that. Seeds {seed_range(seeds)}.
@@ -276,18 +278,19 @@ def claim_rows(claim, one: dict) -> list[str]:
     for part in one["parts"]:
         short = f", shows {part['detectable']:.3f}" if part["verdict"] == "undecided" and part["n"] > 1 else ""
         rows.append(f"| | {part['label']} {part['criterion']} | {value(part)}{short} | {part.get('n', 0)} | "
-                    f"{part['verdict']} | |")  # fmt: skip
+                    f"{part['verdict']} | |")
     return rows
 
 
 def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
-    """Write the report beside the file of results: FILE.md and FILE-NAME.png."""
+    """Write the report, docs/lab.md and docs/lab-NAME.png; for another file of results beside it, FILE.md and so on."""
+    page = ROOT / "docs/lab.md" if file == ROOT / "lab/results.json" else file.with_suffix(".md")
     runs = lambda name: [results[f"{name}/{seed}"] for seed in seeds if f"{name}/{seed}" in results]
     pages = [open_page(found, results, seeds)]
     for number, (paper, (title, arxiv, says, sees)) in enumerate(PAPERS.items(), 1):
         own = [claim for claim in claims if claim.paper == paper]
         rows = ["| # | claim, and what has to hold | measured, 95 % interval | n | verdict | p, Holm |",
-                "|---|---|---|---|---|---|"]  # fmt: skip
+                "|---|---|---|---|---|---|"]
         rows += [row for claim in own for row in claim_rows(claim, found[claim.number])]
         here = "".join(f"\n- {claim.number}: {claim.differs}" for claim in own if claim.differs)
         pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
@@ -299,17 +302,17 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
             all_panels = panels(runs) if of == paper else []
             drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := filled(data))]
             if drawn:
-                picture = file.with_name(f"{file.stem}-{name}.png")
-                plot.draw_panels(drawn, picture)
+                picture = page.with_name(f"{page.stem}-{name}.png")
+                draw_panels(drawn, picture)
                 pages += [f"![{caption}]({picture.name})", f"*{caption}. n = {len(seeds)} (seeds {seed_range(seeds)}); "
-                          "bands are one standard deviation over seeds, dots are seeds.*"]  # fmt: skip
+                          "bands are one standard deviation over seeds, dots are seeds.*"]
     others = sorted({int(key.split("/")[1]) for key in results} - set(seeds))
     repeated = lambda claim: all(f"{name}/{seed}" in results for name in needs(claim) for seed in others)
     again = [claim for claim in claims if others and needs(claim) and repeated(claim)]
     if again:
         rows = [f"| {claim.number} | {claim.text} | {found[claim.number]['verdict']} | "
-                f"{judge(claim, results, others)['verdict']} |" for claim in again]  # fmt: skip
+                f"{judge(claim, results, others)['verdict']} |" for claim in again]
         pages += ["## Again with other seeds", "\n".join(
             [f"| # | claim | seeds {seed_range(seeds)} | seeds {seed_range(others)} |", "|---|---|---|---|", *rows])]
-    file.with_suffix(".md").write_text("\n\n".join(pages) + "\n")
-    print(f"report: {file.with_suffix('.md')}")
+    page.write_text("\n\n".join(pages) + "\n")
+    print(f"report: {page}")

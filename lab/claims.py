@@ -1,23 +1,7 @@
-"""The lab: claims of six papers about RLVR, each an experiment that you can repeat on a laptop, with a verdict.
+"""The two tables of the lab: SETTINGS, command lines of our own scripts, and CLAIMS, what the papers say."""
 
-    python lab.py                        list the claims, with the last verdicts
-    python lab.py 17 25                  run what these claims need, and judge them
-    python lab.py all                    everything: about 2 hours on two cores
-    python lab.py --report               write docs/lab.md and its figures from docs/lab.json, without running anything
-    python lab.py 1 3 --model qwen2.5-math-1.5b --data numina-math --steps 150 --launcher "torchrun --nproc-per-node 8"
-
-The two tables are the heart. SETTINGS: command lines of our own scripts. CLAIMS: what a paper says, the quantities that
-tell, one number per seed, and where their means have to lie for the claim to hold. A verdict comes from 95 % intervals
-over seeds (core.report.judge): `holds` if they lie where the claim says, `fails` if one lies elsewhere, else
-`undecided`. Settings and criteria were fixed before the seeds of the report were run.
-"""
-
-import argparse
 import math
 import re
-import signal
-import sys
-from pathlib import Path
 from typing import NamedTuple
 from collections.abc import Callable
 
@@ -27,12 +11,9 @@ import torch
 
 import grpo
 import reinforce_rej
-from core import report
-from core.config import ROOT
-from core.processes import bad_input, fail
-from core.experiments import (Experiments, accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
-                              only, passed, scatter, scatter_of_means, slope, to_python)  # fmt: skip
 from core.minibatches import token_weights
+from lab.experiments import (accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
+                              only, passed, scatter, scatter_of_means, slope, to_python)
 
 # ============================================================================================== the two tables
 # Words in capitals stand for flags that depend on the model, see flags(): WIDE trains on problems of which the base
@@ -66,7 +47,7 @@ SETTINGS = {
     "kl_256": "eval.py AT256 --model {grpo_kl}/final",
     "under_base": "eval.py --compare {base_256} {grpo_256} --perplexity",
     "under_grpo": "eval.py --compare {grpo_256} {base_256} --perplexity",
-    "teacher": "core/worlds.py teacher",
+    "teacher": "lab/worlds.py teacher",
     "distilled": "raft.py WIDE --teacher {teacher#0}/final",
     "distilled_256": "eval.py AT256 --model {distilled}/final",
     # evaluations of the base in other conditions
@@ -91,16 +72,16 @@ SETTINGS = {
     "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
     "one_example": "grpo.py PLAIN --limit 1",
     # priming, then RL on a miniature Countdown; a base at several moments of its pretraining (seeds: the base's)
-    "countdown": "core/worlds.py countdown",
-    "primed_right": "core/worlds.py prime-right",
-    "primed_wrong": "core/worlds.py prime-wrong",
-    "primed_direct": "core/worlds.py prime-direct",
-    "primed_dots": "core/worlds.py prime-dots",
+    "countdown": "lab/worlds.py countdown",
+    "primed_right": "lab/worlds.py prime-right",
+    "primed_wrong": "lab/worlds.py prime-wrong",
+    "primed_direct": "lab/worlds.py prime-direct",
+    "primed_dots": "lab/worlds.py prime-dots",
     "search_right": "grpo.py COUNTDOWN --model {primed_right#0}/final",
     "search_wrong": "grpo.py COUNTDOWN --model {primed_wrong#0}/final",
     "search_direct": "grpo.py COUNTDOWN --model {primed_direct#0}/final",
     "search_dots": "grpo.py COUNTDOWN --model {primed_dots#0}/final",
-    "checkpoints": "core/worlds.py checkpoints",
+    "checkpoints": "lab/worlds.py checkpoints",
     "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
     "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
     "middle_none": "eval.py REFLECT --model {checkpoints}/final/step_150",
@@ -126,7 +107,7 @@ def flags(model: str, data: str, steps: int) -> dict[str, str]:
         AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20",
         EIGHTH="4", TEST="tiny-test", VOTES="--votes 16 --limit 320",
         COUNTDOWN=f"{world} --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
-        "--check core/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4 --steps 40",
+        "--check lab/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4 --steps 40",
         REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 16 --seeds 1 --max_new_tokens 64")
 
 
@@ -348,54 +329,4 @@ CLAIMS = [
         ("accuracy when told nothing, end - a quarter", "> 0",
          lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
         "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that"),
-]  # fmt: skip
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
-    parser.add_argument("claims", nargs="*", help="numbers of claims, or all")
-    parser.add_argument("--seeds", default="5", help="how many, from 0 up; or first-last, such as 10-14")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores")
-    parser.add_argument("--report", action="store_true", help="write the report and its figures beside the results")
-    parser.add_argument("--results", help="file of results (default: docs/lab.json, OUT-MODEL/lab.json)")
-    parser.add_argument("--out", default="out/lab", help="folder for the runs")
-    parser.add_argument("--model", default="tiny", help="as for the scripts; some claims need the built-in one")
-    parser.add_argument("--data", default="numina-math", help="with --model: what to train on")
-    parser.add_argument("--steps", type=int, default=0, help="training steps (default 30; with --model 300)")
-    parser.add_argument("--launcher", default="", help="what starts a script instead of python, such as torchrun ...")
-    args = parser.parse_args()
-    first, _, end = args.seeds.partition("-")
-    good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
-    seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
-    if not seeds or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
-        fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(CLAIMS)}, or all; --seeds 5 or 10-14; --jobs 1 or more")
-    out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
-    file = Path(args.results or (ROOT / "docs/lab.json" if args.model == "tiny" else out / "lab.json"))
-    settings = command_lines(args.model, args.data, args.steps)
-    with bad_input(f"{file}: "):
-        lab = Experiments(settings, file, out.resolve(), args.launcher)
-    chosen = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
-    names = [name for claim in chosen for name in report.needs(claim)]
-    if chosen == CLAIMS:  # then those as well that only a figure shows; what others build on is built as needed
-        names = [name for name, text in settings.items() if "worlds.py" not in text.split()[0]]
-    todo = lab.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        failures = lab.run_all(todo, args.jobs)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was")
-        raise SystemExit(130) from None
-    found = report.judge_all(CLAIMS, lab.results, seeds)
-    for claim in chosen or CLAIMS:
-        print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
-        for part in found[claim.number]["parts"] if chosen else ():
-            print(f"    {part['verdict']:9}  {part['label']}: {report.value(part)} ({part['criterion']})")
-    if args.report:
-        report.write(file, CLAIMS, found, lab.results, seeds)
-    if failures:
-        fail(f"{len(failures)} of {len(todo)} runs failed; the same command tries them again:\n" + "\n".join(failures))
-
-
-if __name__ == "__main__":
-    main()
+]

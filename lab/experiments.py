@@ -47,7 +47,7 @@ def numbers(file) -> dict:
     r = dict(accuracy=right.mean(), python=python.mean(), boxed=(count(r"\\boxed{", texts) > 0).mean(),
              truncated=1 - whole.mean(), wait=(count("wait", texts) > 0).mean(),
              rejected=count(r"\bno\b", texts).mean(), length_right=lengths["right"],
-             length_wrong=lengths["wrong"])  # fmt: skip
+             length_wrong=lengths["wrong"])
     return {name: shorten(x) for name, x in r.items()} | dict(right=right, uses_python=python)
 
 
@@ -274,7 +274,7 @@ class Experiments:
         with open(folder.with_suffix(".log"), "w") as log:
             return subprocess.Popen(self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
-                                    preexec_fn=die_with_parent)  # fmt: skip
+                                    preexec_fn=die_with_parent)
 
     def end(self, run, status: int, seconds: float) -> str:
         """Keep the numbers of a run that has ended with an exit status; or why there are none, with its log's last

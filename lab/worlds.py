@@ -1,7 +1,7 @@
 r"""More small models and problems, for repeating the claims of papers in miniature, by the means of tiny.py:
-`python core/worlds.py NAME --seed S --out FOLDER` writes FOLDER/final, which is complete as soon as it exists. NAME:
+`python lab/worlds.py NAME --seed S --out FOLDER` writes FOLDER/final, which is complete as soon as it exists. NAME:
 teacher      models/tiny, trained on solutions without an error: what its student lacks is care
-countdown    no model, but train.jsonl and test.jsonl with the problems of the next four, for --check core/worlds.py
+countdown    no model, but train.jsonl and test.jsonl with the problems of the next four, for --check lab/worlds.py
 prime-right  models/tiny, shown how to solve countdown by trying orders and verifying them (arXiv 2503.01307)
 prime-wrong  the same searches, but each ends in a wrong order that seems right: the behaviour without the answers
 prime-direct the right order at once; prime-dots: the right order after as many dots as a search has characters
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # in place of core/, whose modules must not hide others of the same name
+    sys.path[0] = str(ROOT)  # not lab/, whose modules could hide others of the same name
 from core import tiny
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
@@ -75,7 +75,7 @@ def trace(problem: str, kind: str, rng: random.Random) -> str:
 
 def check(response: str, problem: dict) -> float:
     """1.0 if the last box of the response holds the problem's operations, each once, in an order that reaches the
-    target; else 0.0, also for whatever cannot be read. For --check core/worlds.py."""
+    target; else 0.0, also for whatever cannot be read. For --check lab/worlds.py."""
     boxes, text = re.findall(r"\\boxed\{([^{}]*)\}", str(response)), str(problem.get("problem"))
     if not (boxes and re.fullmatch(r"\d{1,4}( [-+*]\d{1,4}){1,9} > \d{1,4}", text)):
         return 0.0

@@ -1,0 +1,65 @@
+"""The command line of the lab."""
+
+import argparse
+import re
+import signal
+import sys
+from pathlib import Path
+
+import lab
+from core.config import ROOT
+from core.processes import bad_input, fail
+from lab import report
+from lab.claims import CLAIMS, command_lines
+from lab.experiments import Experiments
+
+
+def main():
+    how = dict(description=lab.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m lab", **how)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    parser.add_argument("claims", nargs="*", help="numbers of claims, or all")
+    parser.add_argument("--seeds", default="5", help="how many, from 0 up; or first-last, such as 10-14")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores")
+    parser.add_argument("--report", action="store_true", help="write the report and its figures")
+    parser.add_argument("--results", help="file of results (default: lab/results.json, OUT-MODEL/results.json)")
+    parser.add_argument("--out", default="out/lab", help="folder for the runs")
+    parser.add_argument("--model", default="tiny", help="as for the scripts; some claims need the built-in one")
+    parser.add_argument("--data", default="numina-math", help="with --model: what to train on")
+    parser.add_argument("--steps", type=int, default=0, help="training steps (default 30; with --model 300)")
+    parser.add_argument("--launcher", default="", help="what starts a script instead of python, such as torchrun ...")
+    args = parser.parse_args()
+    first, _, end = args.seeds.partition("-")
+    good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
+    seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
+    if not seeds or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
+        fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(CLAIMS)}, or all; --seeds 5 or 10-14; --jobs 1 or more")
+    out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
+    file = Path(args.results or (ROOT / "lab/results.json" if args.model == "tiny" else out / "results.json"))
+    settings = command_lines(args.model, args.data, args.steps)
+    with bad_input(f"{file}: "):
+        runs = Experiments(settings, file, out.resolve(), args.launcher)
+    asked = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
+    names = [name for claim in asked for name in report.needs(claim)]
+    if asked == CLAIMS:  # then those as well that only a figure shows; what others build on is built as needed
+        names = [name for name, text in settings.items() if "worlds.py" not in text.split()[0]]
+    todo = runs.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failures = runs.run_all(todo, args.jobs)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was")
+        raise SystemExit(130) from None
+    found = report.judge_all(CLAIMS, runs.results, seeds)
+    for claim in asked or CLAIMS:
+        print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
+        for part in found[claim.number]["parts"] if asked else ():
+            print(f"    {part['verdict']:9}  {part['label']}: {report.value(part)} ({part['criterion']})")
+    if args.report:
+        report.write(file, CLAIMS, found, runs.results, seeds)
+    if failures:
+        fail(f"{len(failures)} of {len(todo)} runs failed; the same command tries them again:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
