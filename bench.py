@@ -191,10 +191,10 @@ class Bench:
         timed(seconds, "logprobs", rollouts.old.fill, policy, everything if cfg.phase == "logprobs" else later)
         if self.reference:
             timed(seconds, "logprobs", rollouts.ref.fill, self.reference, everything)
-        rollouts.tokens.old, rollouts.tokens.ref = rollouts.old.values[0], rollouts.ref.values[0]  # 0: not computed
         objective = lambda *values: full_loss(*values, watched(token_loss), cfg)
         for rows, units in parts if cfg.phase != "logprobs" else ():
-            batch = rollouts.batch.select(rows, units)
+            batch = rollouts.select(rows, units)
+            batch.values.setdefault("old", batch.values["sampler"])  # the first update's policy is the one that sampled
             timed(seconds, "update", policy.update, batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef))
 
 

@@ -19,7 +19,7 @@ import core.policy as policies
 from bench import count, training_memory
 from core.vllm_sampler import engine_share
 from core.policy import Policy
-from core.rollout import Batch
+from core.rollout import Batch, generate
 from core.sampler import TorchSampler
 from core.vllm_sampler import VLLMSampler
 from test_compile import CudaPack
@@ -66,16 +66,15 @@ def bench_with_vllm(folder):
     bench.ARCHS["tiny"] = (64, 1, 2, 2, 128, 1000, False)
     flags = "--arch tiny --sampler vllm --prompts 3 --samples 2 --new_tokens 40 --updates 1 --steps 1".split()
     torch.set_num_threads(3)
-    run = bench.open_run(common.parse(bench.Options, "", flags), folder)
+    made = bench.Bench(common.parse(bench.Options, "", flags), folder)
     assert torch.get_num_threads() == 3
-    assert isinstance(run.sampler, VLLMSampler) and run.sampler.vocab == 1000 and run.policy.vocab is None
-    bench.step(run, "all")
-    run.new_step()
-    run.sync()
-    rollouts = run.sample()
+    assert isinstance(made.sampler, VLLMSampler) and made.sampler.vocab == 1000 and made.policy.vocab is None
+    made.step(0, {})
+    made.sampler.sync(made.policy)
+    rollouts = generate(made.sampler, made.problems, 2, 0, 40, 1.0)
     ids = np.concatenate(rollouts.batch.responses)
     assert len(ids) == 3 * 2 * 40 and ids.max() > 300
-    trainer = run.policy.logprobs(rollouts.batch)[0]
+    trainer = made.policy.logprobs(rollouts.batch)[0]
     assert (trainer - rollouts.tokens.sampler).abs().max() < 1e-4
 
 
@@ -116,7 +115,7 @@ B7, TABLE = 7_615_616_512, 152064 * 3584  # Qwen2.5-7B
     (141 - 1 - 91.4, 141, 1, 0.302),  # beside the trainer: 12 bytes per parameter are taken
     (80 - 1 - 11.4, 80, 1, 0.746),  # beside an eighth of it
     (20, 80, 2, 0.211),  # half of the weights
-])  # fmt: skip
+])
 def test_the_share_of_an_engine_by_hand(free, total, tp, share):
     found = engine_share(int(free * 1e9), int(total * 1e9), B7, TABLE, tp)
     assert found == pytest.approx(share, abs=2e-3) and found * total < free
@@ -224,7 +223,7 @@ def simulate(folder):
 def simulated_peak(folder, sizes, tokens, chunk):
     """The config of a model, and the bytes that one update of it takes."""
     small = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 intermediate_size=512, vocab_size=512, tie_word_embeddings=False)  # fmt: skip
+                 intermediate_size=512, vocab_size=512, tie_word_embeddings=False)
     config = Qwen2Config(**small | sizes)
     config.save_pretrained(folder)
     prompts = [np.full(16, 5) for _ in range(tokens // 16)]  # on four ranks
@@ -250,7 +249,6 @@ def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
     """The figures of a simulation of the real size, by FakeTensorMode: 135, 29 and 15 GB."""
     for gpus, peak in ((1, 135), (8, 29), (64, 15)):
         monkeypatch.setattr(sys, "argv", ["bench.py", "--arch", "7b", "--plan", str(gpus)])
-        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
         bench.main()
         lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
         assert float(lines["peak"]) == pytest.approx(peak, abs=1)
@@ -260,7 +258,6 @@ def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
 def test_what_is_left_for_vllm(monkeypatch, capsys):
     def says(*flags):
         monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
-        monkeypatch.setattr(bench.Options, "on_tiny", bench.Options.on_tiny)
         bench.main()
         return capsys.readouterr().out
 
