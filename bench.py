@@ -3,11 +3,11 @@
     python bench.py --model DIR --prompts 64 --samples 4 --new_tokens 64 --updates 4 --steps 8
     python bench.py --arch 7b --phase update --prompts 16 --new_tokens 1000      random weights, nothing to download
     torchrun --nproc-per-node 8 bench.py --arch 32b --sampler vllm
-    python bench.py --arch 32b --plan 8                                          the memory of 8 GPUs: before renting
+    python bench.py --arch 32b --plan 8                                          memory on 8 GPUs, before you rent them
 
 No token ends a response: each has new_tokens tokens. The reward is the share of token ids that 7 divides, so that
 rewards differ even with random weights. Utilisation is the FLOP/s of the matrix products, divided by those of one
-product of size 4,096 in the same run. A pass forward counts 2 FLOPs per parameter and token, a pass backward 4.
+product of size 4,096 in the same run. A forward pass counts 2 FLOPs per parameter and token, a backward pass 4.
 Attention counts as causal, the head on response tokens only, a prompt once per response.
 """
 
@@ -19,12 +19,6 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-from torch.utils.benchmark import Timer
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, Qwen2Config
-
 from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choose_sampler, fail, find_model, full_loss,
                     generate, longest_sequence, parse, rank, say, split, start_processes, watched, world)
 from core.data import encode
@@ -33,6 +27,11 @@ from core.rewards import decode
 from core.tiny import make_tokenizer
 from core.vllm_sampler import engine_share
 from grpo import Config, advantages, token_loss
+import numpy as np
+import torch
+from torch.utils.benchmark import Timer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 PHASES = ("sample", "logprobs", "update", "sync")
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -82,7 +81,7 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
     if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
-    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # fp32, of the head's gradients from all chunks
+    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # the head's gradient in fp32, a sum over chunks
     in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
     at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
     peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)
@@ -99,7 +98,7 @@ def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
     for total in (80e9, 141e9):
         free = total - memory["parameters"] - memory["optimizer"] - 1e9  # while vLLM samples
         says = "no room for vLLM; give --offload true or take more GPUs"
-        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the smallest that fits is the last
+        for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the last that fits counts
             cached = tp * (0.9 * free - 2 * table - 2.25 * whole / tp) / cache  # tokens
             if heads % tp == 0 and cached > 1e5:  # 25 responses of 4,000 tokens at a time
                 size = total * engine_share(free, total, whole, table, tp)
@@ -217,7 +216,7 @@ def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
 
 def main():
     random = any(flag.startswith("--arch") for flag in sys.argv)
-    usual = ["--tokens_per_micro", str(Config.tokens_per_micro)] if random else []  # not that of --model tiny
+    usual = ["--tokens_per_micro", str(Config.tokens_per_micro)] if random else []  # or it would be that of tiny
     cfg = parse(Options, __doc__, usual + sys.argv[1:])
     if cfg.plan:
         config = architecture(cfg.arch) if cfg.arch else find_model(cfg.model, "model")[1]
@@ -229,17 +228,17 @@ def main():
         timed(lap, "step", bench.step, number, lap)
     tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
     forward = cfg.samples * forward_flops(bench.policy.lm, [len(p["prompt"]) for p in bench.problems], cfg.new_tokens)
-    peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss  # no GPU: of this process
+    peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss  # without a GPU, the first is 0
     peak = all_reduce(torch.tensor(peak / 2**30)).item() / world()
     result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=world(), steps=cfg.steps, peak_gib=peak,
                   matmul_gflops=rate / 1e9, floor=4 * forward / rate)
     say(f"{'phase':10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>11}{'utilisation':>13}")
     late = 1 if cfg.phase == "logprobs" else 0 if exact else 1 - 1 / cfg.updates
-    passes = dict(step=4, sample=1, logprobs=late + bool(bench.reference), update=3, sync=0)  # forward; a backward is 2
+    passes = dict(step=4, sample=1, logprobs=late + bool(bench.reference), update=3, sync=0)  # a backward pass is 2
     for name in passes if cfg.phase == "all" else [cfg.phase]:
         seconds = sorted(lap[name] for lap in laps[1:])  # the first step is not timed
         middle = float(np.median(seconds))
-        if name != "logprobs" or passes[name]:
+        if name != "logprobs" or passes[name]:  # an exact sampler has given them
             use = passes[name] * forward / rate / middle
             result[name] = dict(seconds=middle, fastest=seconds[0], slowest=seconds[-1], utilisation=use)
             say(f"{name:10}{middle:9.3f}{seconds[0]:9.3f}{seconds[-1]:9.3f}{tokens / middle:11.0f}{use:13.2f}")
