@@ -148,9 +148,12 @@ def test_pieces_of_a_response(tokenizer):
 
 def test_pieces_keep_the_spaces_that_decoding_drops_at_the_start():
     """As SentencePiece's decoders do."""
-    words = ["▁a", "b", "▁c"]
-    tokenizer = SimpleNamespace(decode=lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
-    assert record.pieces([0, 1, 2], tokenizer) == [" a", "b", " c"]
+
+    class Tokenizer:
+        def decode(self, ids, words=("▁a", "b", "▁c")):
+            return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert record.pieces([0, 1, 2], Tokenizer()) == [" a", "b", " c"]
 
 
 def test_numbers_and_values_of_a_response():
@@ -349,7 +352,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         folder = run_folder(tmp_path / "x", [good, good | wrong])
         assert "samples.jsonl, line 2: no recorded response" in fails(capsys, folder)
     assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", [{"step": 1, "tokens": []}]))
-    assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", ["text"]))
+    assert "line 1: not a JSON object" in fails(capsys, run_folder(tmp_path / "y", ["text"]))
     assert "samples.jsonl: values of a wrong kind" in fails(capsys, run_folder(tmp_path / "y", [row(advantage="much")]))
     folder = run_folder(tmp_path / "evaluated", [good])
     write(folder / "eval/step_000001/tiny-test.jsonl", [dict(problem="1+1")])
