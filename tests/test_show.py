@@ -13,7 +13,6 @@ import subprocess
 import sys
 from base64 import b64encode
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
