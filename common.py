@@ -18,10 +18,10 @@ from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa:
 from core.meter import METRICS, Meter, watched  # noqa: F401
 from core.minibatches import split, token_moments  # noqa: F401
 from core.policy import Policy
-from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names, right  # noqa: F401
+from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names  # noqa: F401
 from core.rollout import Batch, Rollouts, generate
 from core.sampler import TorchSampler, choose_sampler, new_sampler, sampler_of  # noqa: F401
-from core.verify import verify, verify_all  # noqa: F401
+from core.verify import right, verify, verify_all  # noqa: F401
 
 LossNorm = Literal["token", "sequence", "constant", "all_tokens"]
 

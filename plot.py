@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure  # without pyplot: draws through Agg and leaves no global state behind
+from matplotlib.figure import Figure  # without pyplot, which has a global state
 from matplotlib.lines import Line2D
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is too pale on white.
-# 7 colours and 8 markers give 56 different pairs.
+from core.files import read_lines, read_steps
+
+# Okabe and Ito's colours: colour-blind readers can tell them apart. Without yellow, which is too pale on white.
+# 7 colours and 8 markers make 56 different pairs.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 LOOKS = [{"color": COLOURS[i % 7], "marker": MARKERS[i % 8]} for i in range(56)]
 SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # bins of accuracies: 0, (0, .1], ..., (.9, 1), 1
-# Keys of config.json that do not change what a step does, so runs that differ in them are of the same setting.
+# Keys of config.json that do not change what a step does. Runs that differ in these alone have the same setting.
 BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro",
-               "show", "about"}  # fmt: skip
+               "show", "about"}
 ACCURACY = "accuracy\nsolid: training, dashed: reward, hollow: evaluation"
 CLIPPED = "clip fraction\nsolid: above 1 + high, dashed: below 1 - low"
 # title, y axis, its start ("zero", "free") or "log", what an empty panel says, {metric: line style}
@@ -43,7 +45,7 @@ PANELS = [
 
 
 class Run(NamedTuple):
-    """What the files of a training run hold."""
+    """A training run, as its files have it."""
 
     folder: Path
     seed: object
@@ -52,20 +54,11 @@ class Run(NamedTuple):
 
 
 def load(path):
-    """Read a run folder, or a metrics.jsonl with config.json beside it. A broken last line is left out: the run was
-    killed while it wrote it. Raises OSError or ValueError, whose message names the file and the line."""
+    """Read a run folder, or a metrics.jsonl with config.json beside it.
+
+    Raises OSError or ValueError: what is wrong, in which file and line."""
     file = Path(path) if Path(path).is_file() else Path(path) / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    rows = {}  # if a step is there twice, the later row counts
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line, parse_constant=lambda name: None)  # NaN and Infinity are missing values
-            rows[int(row["step"])] = row
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number}: not a JSON object with a step") from None
-    if not rows:
-        raise ValueError(f"{file}, line 1: the file holds no complete step")
+    rows = read_steps(file)
     config = {"algorithm": re.sub(r"-s\d+$", "", file.parent.resolve().name)}
     if (config_file := file.with_name("config.json")).exists():
         try:
@@ -77,8 +70,10 @@ def load(path):
 
 
 def group_seeds(runs):
-    """Lists of runs, one list per setting, in the order given. A second run with the same setting and seed goes into
-    another list: it is not one more seed, and somebody may have changed the code in between."""
+    """Lists of runs, one list per setting, in the order given.
+
+    A second run with the same setting and seed goes into another list. It is not one more seed: somebody may have
+    changed the code in between."""
     groups = {}
     for i, run in enumerate(runs):
         twins = sum((other.seed, other.setting) == (run.seed, run.setting) for other in runs[:i])
@@ -88,8 +83,8 @@ def group_seeds(runs):
 
 
 def label_settings(groups):
-    """A label for each group: the algorithm and up to four keys in which the settings differ; where that is not
-    enough, the folder of the group's first run too."""
+    """A label for each group: the algorithm, and up to four keys in which the settings differ. If two labels are still
+    the same, the folder of the group's first run too."""
     runs = [seeds[0] for seeds in groups]
     keys = dict.fromkeys(key for run in runs for key in run.setting if key != "algorithm")
     # Only runs that have a key are compared in it: raft.py has no clip_high.
@@ -99,20 +94,19 @@ def label_settings(groups):
         parts = [f"{key}={Path(str(run.setting[key])).name[:24]}" for key in differing if key in run.setting]
         labels.append(" ".join([str(run.setting["algorithm"]), *parts[:4]]))
     return [label if labels.count(label) == 1 else f"{label} [{run.folder}]"
-            for label, run in zip(labels, runs, strict=True)]  # fmt: skip
+            for label, run in zip(labels, runs, strict=True)]
 
 
 def moving_average(values, window):
-    """The mean of the last `window` values, without those that are NaN, at each step: [steps] -> [steps]. NaN where
-    all of them are."""
+    """[steps] -> [steps]: the mean of the last `window` values at each step. NaN is left out, unless all are NaN."""
     recent = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
     return np.array([np.nan if np.isnan(part).all() else np.nanmean(part) for part in recent])
 
 
 def over_seeds(seeds, metric, window):
-    """Four arrays [steps]: the steps; the mean over seeds of the metric, and of its moving average; and the standard
-    deviation over seeds (Bessel) of the moving averages, so without the noise from step to step. Steps at which the
-    moving average of a seed is missing are left out."""
+    """Four arrays [steps]: the steps; the mean over seeds of the metric, and of its moving average; the standard
+    deviation over seeds (Bessel's) of the moving averages. Steps without a moving average for each seed are left
+    out."""
     # Only steps that all seeds have: a mean over fewer seeds would jump where a shorter run ends.
     steps = sorted(set.intersection(*(set(run.rows) for run in seeds)))
     raw = np.array([[run.rows[step].get(metric) for step in steps] for run in seeds], dtype=float)  # null becomes NaN
@@ -123,13 +117,11 @@ def over_seeds(seeds, metric, window):
 
 
 def draw(paths, out, window=None, labels=None):
-    """Draw the training curves of one or more runs into the file `out`, 1500 x 900 pixels. Raises what load() raises,
-    and ValueError for a wrong number of labels.
+    """Draw the training curves of one or more runs into the file `out`, 1500 x 900 pixels.
 
-    window: the moving average is over this many last steps. 1: no average. None: 20, as in the paper (arXiv
-    2504.11343), or a tenth of the longest run if that has fewer than 100 steps. labels: one per setting (not per seed),
-    in the order of `paths`.
-    """
+    window: steps of the moving average, 1: none. None: 20, as in the paper (arXiv 2504.11343), or a tenth of the
+    longest run if that has fewer than 100 steps. labels: one per setting (not per seed), in the order of `paths`.
+    Raises what load() raises, and ValueError for a wrong number of labels."""
     groups = group_seeds([load(path) for path in paths])
     labels = labels or label_settings(groups)
     if len(labels) != len(groups):
@@ -180,10 +172,8 @@ def draw_panel(ax, groups, window, title, unit, start, when_empty, styles):
 
 def panels_of_summary(file, name, r):
     """The panels of an evaluation, from the numbers r of a benchmark and its saved responses; see draw_evaluation()."""
-    with open(file.with_name(f"{name}.jsonl"), encoding="utf-8") as lines:
-        saved = [json.loads(line) for line in lines]
     lengths = {"right": [], "wrong": []}
-    for row in saved:
+    for _, row in read_lines(file.with_name(f"{name}.jsonl")):
         lengths["right" if row["correct"] else "wrong"].append(row["tokens"] or len(row["response"]))
     # How far averages over K seeds scatter (arXiv 2504.07086, section 3): seeds drawn again, with replacement.
     drawn = 100 * np.random.default_rng(0).choice(r["per_seed"], size=(r["seeds"], 10_000))
@@ -217,7 +207,8 @@ def panels_of_comparison(r):
 
 def draw_evaluation(path):
     """Draw a summary.json, compare.json or sweep.json of eval.py into a .png beside it: a row of panels per benchmark.
-    A panel is a tuple, the function that draws it and its arguments after the axes."""
+
+    A panel is a tuple: the function that draws it, and its arguments behind the axes."""
     data, grid = json.loads(Path(path).read_text(encoding="utf-8")), []
     for name, r in data["benchmarks"].items():
         if "setting" in data:
@@ -234,7 +225,7 @@ def draw_evaluation(path):
             draw_one(ax, *arguments)
             ax.set_title(name)
             ax.grid(alpha=0.25)
-            below = len(ax.get_legend_handles_labels()[1]) > 3  # the axes, where a long legend hides no curve
+            below = len(ax.get_legend_handles_labels()[1]) > 3  # below the axes, a long legend hides no curve
             ax.legend(fontsize=7, **dict(loc="upper center", bbox_to_anchor=(0.5, -0.18)) if below else {})
     figure.savefig(Path(path).with_suffix(".png"))
 
@@ -264,8 +255,8 @@ def draw_pass(ax, models):
 
 
 def draw_flow(ax, cells, label):
-    """How strategies change: before on the left, after on the right, and a band for each cell, as wide as its share of
-    the pairs of responses. cells: see core.evaluation.transitions; python stands below words on both sides."""
+    """How strategies change, from left to right. Each cell of core.stats.transitions() is a band, as wide as its share
+    of the pairs of responses. python is below words on both sides."""
     python_python, python_words, words_python, words_words = (cell["size"] for cell in cells.values())
     bottoms_left = (0, python_python, python_python + python_words, 1 - words_words)
     bottoms_right = (0, python_python + words_python, python_python, 1 - words_words)
@@ -280,7 +271,7 @@ def draw_flow(ax, cells, label):
 def main():
     parser = argparse.ArgumentParser(description="Draw the training curves of one or more runs, or an evaluation.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
-                        help="a run folder or its metrics.jsonl; or the .json file of an evaluation")  # fmt: skip
+                        help="a run folder or its metrics.jsonl; or the .json file of an evaluation")
     parser.add_argument("--out", help="default: curves.png in the folder of a single run, else in this folder")
     parser.add_argument("--window", type=int, help="steps of the moving average, 1: none; default 20, less if short")
     parser.add_argument("--labels", nargs="+", help="one for each setting, in the order of the runs")
@@ -295,7 +286,7 @@ def main():
         out = args.out or (load(args.runs[0]).folder if len(args.runs) == 1 else Path()) / "curves.png"
         draw(args.runs, out, args.window, args.labels)
     except (OSError, ValueError) as error:
-        print(f"plot.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(out)
 

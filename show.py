@@ -4,8 +4,8 @@
     python show.py out/raft-tiny-s0 out/grpo-tiny-s0    both on one page, show.html in this folder; --out names another
 
 The page is one file that opens from disk and loads nothing. It is made from what a run has saved (config.json,
-metrics.jsonl, samples.jsonl, eval/) and core/show.html, its layout and script. What models wrote is shown as text only:
-the data stand in the page as JSON, and its script may not be joined by another.
+metrics.jsonl, samples.jsonl, eval/) and from core/show.html, its layout and script. What models wrote is shown as text
+only: it is JSON in the page, and the browser runs no script but the page's own.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from string import ascii_uppercase
 
-import plot
+from core.files import read_lines, read_steps
+from core.verify import right
 
 MOST = 4_000_000  # bytes of a page's tokens, over all runs; of its evaluations a quarter of that
 CURVES = "accuracy eval_accuracy reward entropy kl length clip_low clip_high grad_norm".split()
@@ -37,24 +38,10 @@ METHODS = {
 
 
 # ------------------------------------------------------------------------------------------------ what a run has saved
-def lines_of(file: Path) -> list:
-    """(number, row) of the lines of a .jsonl file; a broken last line, which a killed run leaves, is left out. Raises
-    ValueError for another one."""
-    lines, rows = file.read_text(encoding="utf-8", errors="replace").split("\n"), []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                rows.append((number, json.loads(line, parse_constant=lambda name: None)))
-        except ValueError:
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number}: not JSON; mend or remove the line") from None
-    return rows
-
-
 def read_samples(file: Path) -> dict:
     """{step: {prompt_id: its recorded responses}} of a samples.jsonl."""
     steps, old_format = {}, 0
-    for number, row in lines_of(file) if file.exists() else ():
+    for number, row in read_lines(file) if file.exists() else ():
         try:
             groups = steps.setdefault(int(row["step"]), {})
             if "tokens" not in row:  # of a run that this one has resumed, perhaps
@@ -85,7 +72,7 @@ def read_evaluations(folder: Path) -> dict:
     steps, problems = [], {}
     for file in sorted(folder.glob("eval/step_*/*.jsonl")):
         steps.append(int(file.parent.name[5:]))
-        for number, row in lines_of(file):
+        for number, row in read_lines(file):
             try:
                 answer = [row["response"], bool(row["correct"]), row["finish"] != "length"]
                 new = dict(problem=row["problem"], gold=row["gold"], answers={})
@@ -105,10 +92,10 @@ def listed(names) -> str:
 
 
 def state_of(group: list[dict]) -> str:
-    """How many of the responses to a prompt are right; or rewarded, where that is something else."""
+    """How many of the responses to a prompt are right, or rewarded, if that is something else."""
     rewards = group[0]["rewards"]
-    n, good = len(rewards), sum(reward > 0 for reward in rewards)
-    word = "right" if all((x["reward"] > 0) == x["correct"] for x in group) else "rewarded"
+    n, good = len(rewards), sum(map(right, rewards))
+    word = "right" if all(right(x["reward"]) == x["correct"] for x in group) else "rewarded"
     some, whole = (COUNTS[k] if k < len(COUNTS) else str(k) for k in (good, n))
     if n == 1:
         return f"The only response is {word if good else 'not ' + word}"
@@ -117,12 +104,13 @@ def state_of(group: list[dict]) -> str:
 
 
 def sentence(script: str, group: list[dict]) -> str:
-    """What a method does with the responses to a prompt and why, from what was recorded; so what a fork does, too."""
+    """What a method does with the responses to a prompt, and why. It reads what was recorded, so it is right for a fork
+    too."""
     name, why = METHODS.get(script, (script, ""))
     if any(x["kept"] is None or x["advantage"] is None for x in group):
         return f"{state_of(group)}. What {name} makes of them was not recorded."
     push = {letter: fmean(x["advantage"] or [0]) if isinstance(x["advantage"], list) else x["advantage"]
-            for letter, x in zip(ascii_uppercase, group) if x["kept"]}  # fmt: skip
+            for letter, x in zip(ascii_uppercase, group) if x["kept"]}
     up, down = ([letter for letter, x in push.items() if x * side > 0] for side in (1, -1))
     out = [letter for letter in ascii_uppercase[: len(group)] if letter not in push]
     by_token = any(isinstance(x["advantage"], list) and any(x["advantage"]) for x in group)
@@ -143,28 +131,28 @@ def sentence(script: str, group: list[dict]) -> str:
 
 # ------------------------------------------------------------------------------------------------ the page
 def load(path, most: int) -> dict:
-    """What the page shows of a run folder, with as many of its recorded steps as fit into `most` bytes, evenly spaced.
-    Raises OSError or ValueError, whose message says what is wrong, where, and what to do."""
+    """What the page shows of a run folder: as many of its recorded steps as fit into `most` bytes, evenly spaced.
+    Raises OSError or ValueError: what is wrong, where, and what to do."""
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give that of a run, such as out/grpo-tiny-s0")
-    samples, metrics = read_samples(folder / "samples.jsonl"), plot.load(folder).rows
+    samples, metrics = read_samples(folder / "samples.jsonl"), read_steps(folder / "metrics.jsonl")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     about = config.pop("about", dict(script=folder.resolve().name.split("-")[0], unusual=None))
     try:
-        told = lambda group: dict(sentence=sentence(about["script"], group), responses=group)
-        steps = [dict(step=step, groups=[told(group) for group in groups.values()]) for step, groups in samples.items()]
+        say = lambda group: dict(sentence=sentence(about["script"], group), responses=group)
+        steps = [dict(step=step, groups=[say(group) for group in groups.values()]) for step, groups in samples.items()]
     except TypeError as error:
         raise ValueError(f"{folder}/samples.jsonl: values of a wrong kind ({error}); remove their lines") from None
     while len(steps) > 2 and len(json.dumps(steps)) > most:
         steps = [*steps[:-1:2], steps[-1]]
     columns = {name: [row.get(name) for row in metrics.values()] for name in ("step", *CURVES)}
     return dict(name=str(path), method=METHODS.get(about["script"], [about["script"]])[0], unusual=about["unusual"],
-                config=config, metrics=columns, steps=steps, evaluations=read_evaluations(folder))  # fmt: skip
+                config=config, metrics=columns, steps=steps, evaluations=read_evaluations(folder))
 
 
 def page(runs: list[dict]) -> str:
-    """The page of these runs. Its policy names its own script and style by their hashes, so that no other can run."""
+    """The page of these runs. Its security policy has the hashes of its own script and style: no other can run."""
     text = Path(__file__).with_name("core").joinpath("show.html").read_text(encoding="utf-8")
     for kind in ("script", "style"):
         inside = re.search(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)[1].encode()
@@ -174,8 +162,9 @@ def page(runs: list[dict]) -> str:
 
 
 def write(paths, out=None) -> Path:
-    """Write the page of one or more runs to the file `out`, by default show.html in the folder of a single run, else in
-    this folder; returns it. Raises what load() raises."""
+    """Write the page of one or more runs to the file `out`, and return it. Raises what load() raises.
+
+    By default it is show.html, in the folder of a single run, or for several in the current folder."""
     out = Path(out or Path(paths[0] if len(paths) == 1 else "") / "show.html")
     out.write_text(page([load(path, MOST // len(paths)) for path in paths]), encoding="utf-8")
     return out

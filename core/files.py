@@ -13,8 +13,8 @@ from pathlib import Path
 def read_lines(file) -> list[tuple[int, dict]]:
     """(line number, row) for each row of a .jsonl file.
 
-    A broken last line is left out: a process was killed while it wrote it. NaN and Infinity become None. Raises OSError,
-    or ValueError that names file and line, for any other line that is no JSON object."""
+    A broken last line is left out: a process was killed while it wrote it. NaN and Infinity become None.
+    Raises OSError, or for any other line that is no JSON object ValueError, which names file and line."""
     lines, rows = Path(file).read_text(encoding="utf-8", errors="replace").split("\n"), []
     for number, line in enumerate(lines, 1):
         try:
@@ -26,6 +26,18 @@ def read_lines(file) -> list[tuple[int, dict]]:
         except ValueError:
             if number < len(lines):
                 raise ValueError(f"{file}, line {number}: not a JSON object; mend or remove the line") from None
+    return rows
+
+
+def read_steps(file) -> dict[int, dict]:
+    """{step: its row} of a metrics.jsonl. If a step is there twice, the later row counts."""
+    rows = {}
+    for number, row in read_lines(file):
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{file}, line {number}: no step in it; mend or remove the line")
+        rows[row["step"]] = row
+    if not rows:
+        raise ValueError(f"{file}: no complete step in it; let the run do a step first")
     return rows
 
 

@@ -207,7 +207,8 @@ def draw(script: str, out: str) -> str:
     the run itself is whole."""
     done = subprocess.run([sys.executable, ROOT / script, out], capture_output=True, text=True)
     if done.returncode:
-        say(f"warning: {script}: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        say(f"warning: {script}: {why.removeprefix('error: ')}")
     return "" if done.returncode else done.stdout.strip()
 
 

@@ -19,15 +19,10 @@ from core.files import read_lines, write_whole
 from core.processes import all_reduce, gather, rank, say, watched, world
 from core.rollout import Rollouts, generate
 from core.streams import uniforms
-from core.verify import extract, last_boxed, normalise, verify_all
+from core.verify import extract, last_boxed, normalise, right, verify_all
 
 
 # ------------------------------------------------------------------------------------------------ grading
-def right(scores: torch.Tensor) -> torch.Tensor:
-    """Which responses count as right, bool, from their scores or rewards. This is the only threshold."""
-    return scores > 0.5
-
-
 def decode(responses: list[tuple], tokenizer) -> list[str]:
     """The texts of responses, on every rank. Each rank decodes its share."""
     own = [ids for ids, *_ in responses[rank() :: world()]]

@@ -299,7 +299,7 @@ def new_sampler(cfg, policy, tokenizer):
 
 
 def sampler_of(run, model: str, flag: str):
-    """A sampler of another model than the policy, such as a teacher, which `flag` names. fail() if its tokens differ."""
+    """A sampler of another model than the policy, such as a teacher. flag: what names it. fail() if its tokens differ."""
     cfg = run.cfg
     source, _, tokenizer = find_model(model, flag)
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():

@@ -219,6 +219,11 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
 
 
 # ------------------------------------------------------------------------------------------------ what others call
+def right(score):
+    """Whether a response with this score or reward counts as right; of a tensor, for each. The only threshold."""
+    return score > 0.5
+
+
 SEPARATOR = r"(?:,|\s++|(?:\{,\}|,?\\[!,;: ])\s*+)"
 INTEGER = re.compile(rf"([-+]?)([0-9]{{1,3}}(?:{SEPARATOR}[0-9]{{3}})++|[0-9]++)(?:\.0*+)?+")
 

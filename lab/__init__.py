@@ -6,8 +6,8 @@
     python -m lab --report               write docs/lab.md and its figures from lab/results.json; run nothing
     python -m lab 1 3 --model qwen2.5-math-1.5b --data numina-math --launcher "torchrun --nproc-per-node 8"
 
-The two tables in claims.py are the heart. SETTINGS: command lines of our own scripts. CLAIMS: what a paper says, the quantities that
-tell, one number per seed, and where their means have to lie for the claim to hold. A verdict comes from 95 % intervals
-over seeds (report.judge): `holds` if they lie where the claim says, `fails` if one lies elsewhere, else
-`undecided`. Settings and criteria were fixed before the seeds of the report were run.
+The heart is two tables in claims.py. SETTINGS are command lines of our own scripts. CLAIMS are what the papers say:
+which quantities tell, one number per seed, and where their means have to be for the claim to hold. A verdict comes from
+95 % intervals over seeds (report.judge). It is `holds` if they are where the claim says, `fails` if one is elsewhere,
+and else `undecided`. Settings and criteria were fixed before the seeds of the report were run.
 """

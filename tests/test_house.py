@@ -80,7 +80,7 @@ def test_there_is_one_threshold_for_right():
     pattern = r"(rewards?|scores?)\s*(>=?|<=?)\s*\d"
     files = [*ROOT.glob("*.py"), *CORE.values()]
     found = [line.strip() for file in files for line in file.read_text().splitlines() if re.search(pattern, line)]
-    assert found == ["return scores > 0.5"]
+    assert found == ["return score > 0.5"]
 
 
 @pytest.mark.parametrize("module", [grpo])

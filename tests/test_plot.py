@@ -159,7 +159,7 @@ def broken(folder, metrics, config="{}"):
     "name, metrics, config, says",
     [
         ("no_file", None, "{}", ["no_file/metrics.jsonl", "No such file"]),
-        ("empty", "", "{}", ["empty/metrics.jsonl, line 1", "no complete step"]),
+        ("empty", "", "{}", ["empty/metrics.jsonl", "no complete step"]),
         ("middle", '{"step": 1}\n{"step": \n{"step": 3}\n', "{}", ["middle/metrics.jsonl, line 2"]),
         ("no_step", '{"step": 1}\n{"kl": 1}\n{"step": 3}\n', "{}", ["no_step/metrics.jsonl, line 2"]),
         ("list", "[1]\n" + '{"step": 3}\n', "{}", ["list/metrics.jsonl, line 1"]),
@@ -187,7 +187,7 @@ def test_errors_are_one_line_on_stderr_and_status_2(tmp_path, case):
     done = plot_cli(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("plot.py: ")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
 # --- the figure ---

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from base64 import b64encode
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def fails(capsys, *arguments) -> str:
 def test_which_responses_are_recorded():
     """Whole groups in the middle of equal parts of the batch; at most 16 responses and 3 of 64 prompts, but at least a
     prompt and four responses."""
-    chosen = lambda prompts, n, length=5: record.chosen(toy_rollouts([length] * prompts * n, n))
+    chosen = lambda prompts, n, length=5: record.choose_rows(toy_rollouts([length] * prompts * n, n))
     assert chosen(7, 4) == [12, 13, 14, 15]  # prompt 3 of 0..6
     assert [row // 4 for row in chosen(64, 4)[::4]] == [10, 32, 53] and len(chosen(64, 4)) == 12
     assert [row // 4 for row in chosen(1024, 4)[::4]] == [128, 384, 640, 896] and len(chosen(1024, 4)) == 16
@@ -139,18 +138,21 @@ def test_pieces_of_a_response(tokenizer):
     """Joined they are the response. Of tokens that share a character the first one has it."""
     text = "7+5 #12\n\\boxed{12} é😀<|end|>"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = record.pieces(ids, tokenizer, {})
+    found = record.pieces(ids, tokenizer)
     assert "".join(found) == text == tokenizer.decode(ids) and len(found) == len(ids)
     assert found[:4] == ["7", "+", "5", " "] and found[-8:] == [" ", "é", "", "😀", "", "", "", "<|end|>"]
     half = ids[found.index("😀")]  # the first of its four bytes, alone among others
-    assert record.pieces([ids[0], half, ids[1]], tokenizer, {}) == ["7", "\ufffd", "+"]
+    assert record.pieces([ids[0], half, ids[1]], tokenizer) == ["7", "\ufffd", "+"]
 
 
 def test_pieces_keep_the_spaces_that_decoding_drops_at_the_start():
     """As SentencePiece's decoders do."""
-    words = ["▁a", "b", "▁c"]
-    tokenizer = SimpleNamespace(decode=lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
-    assert record.pieces([0, 1, 2], tokenizer, {}) == [" a", "b", " c"]
+
+    class Tokenizer:
+        def decode(self, ids, words=("▁a", "b", "▁c")):
+            return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert record.pieces([0, 1, 2], Tokenizer()) == [" a", "b", " c"]
 
 
 def test_numbers_and_values_of_a_response():
@@ -227,19 +229,19 @@ def test_without_an_update_old_is_new(train, tmp_path):
         assert row["old"] == row["new"] and row["updates"] == [] and row["advantage"] == 0 and row["kept"]
 
 
-def test_a_loss_with_sums_of_its_own_has_a_clip_of_its_own(train, tmp_path):
-    """What it clips is not known."""
-    own = lambda new, tokens, cfg: (-new * tokens.adv, dict(mine=new.detach().sum()))
+def test_a_loss_with_a_clip_of_its_own_shows_what_it_stops(train, tmp_path):
+    """This one never moves the first token of a response."""
+    own = lambda new, tokens, cfg: -new * tokens.adv * (tokens.position > 0)
     assert train(tmp_path / "run", *FEW, "--steps", 1, "--reward", "random:0.5", token_loss=own) == 0
-    rows = read(tmp_path / "run/samples.jsonl")
-    assert all(row["clipped"] is None for row in rows) and any(row["updates"] for row in rows)
+    rows = [row for row in read(tmp_path / "run/samples.jsonl") if row["updates"]]
+    assert rows and all(row["clipped"] == [0] for row in rows)
 
 
 def test_advantages_of_single_tokens(train, tmp_path):
     """A fork's, here 0 and 1 in turn."""
 
     def minibatches(self, rollouts, adv, keep, real=grpo.common.Run.minibatches):
-        return real(self, rollouts, torch.arange(len(rollouts.tokens.old)) % 2, keep)
+        return real(self, rollouts, torch.arange(len(rollouts.tokens.sampler)) % 2, keep)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo.common.Run, "minibatches", minibatches)
@@ -291,9 +293,13 @@ def test_a_run_writes_the_page_unless_told_not_to(train, trained, tmp_path, caps
 
 
 def test_a_page_that_fails_does_not_fail_the_run(train, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(show, "load", lambda *args: (_ for _ in ()).throw(ValueError("samples.jsonl: no")))
+    (tmp_path / "show.py").write_text("raise SystemExit('error: samples.jsonl: no')")
+    (tmp_path / "plot.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
     assert train(tmp_path / "run", *FEW, "--steps", 1) == 0
-    assert "warning: no show.html: samples.jsonl: no" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "warning: show.py: samples.jsonl: no" in text and "warning: plot.py: exit status 3" in text
+    assert (tmp_path / "run/final").is_dir() and "evaluate it:" in text
 
 
 # ------------------------------------------------------------------------------------------------ in words
@@ -340,12 +346,12 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     folder = run_folder(tmp_path / "broken", [good, good])
     file = folder / "samples.jsonl"
     file.write_text(file.read_text().replace('"step"', "step", 1))
-    assert "samples.jsonl, line 1: not JSON; mend or remove the line" in fails(capsys, folder)
+    assert "samples.jsonl, line 1: not a JSON object; mend or remove the line" in fails(capsys, folder)
     for wrong in (dict(old=[1.0]), dict(tokens=[1, 2]), dict(tokens=None), dict(step="x")):
         folder = run_folder(tmp_path / "x", [good, good | wrong])
         assert "samples.jsonl, line 2: no recorded response" in fails(capsys, folder)
     assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", [{"step": 1, "tokens": []}]))
-    assert "line 1: no recorded response" in fails(capsys, run_folder(tmp_path / "y", ["text"]))
+    assert "line 1: not a JSON object" in fails(capsys, run_folder(tmp_path / "y", ["text"]))
     assert "samples.jsonl: values of a wrong kind" in fails(capsys, run_folder(tmp_path / "y", [row(advantage="much")]))
     folder = run_folder(tmp_path / "evaluated", [good])
     write(folder / "eval/step_000001/tiny-test.jsonl", [dict(problem="1+1")])
