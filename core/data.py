@@ -152,7 +152,7 @@ def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
     """A problem (see Problems), or the reason why the row is dropped. Raises ValueError: what is wrong in the row."""
     if not isinstance(row, dict):
         raise ValueError("no columns; each row must be a JSON object")
-    if None in row:  # see rows.Records
+    if None in row:  # see rows.Records.parse()
         raise ValueError("more cells than the header")
     if isinstance(row.get("reward_model"), dict):  # verl's files
         row = row["reward_model"] | row
@@ -174,7 +174,7 @@ def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
 
 
 def check_template(cfg, tokenizer):
-    """Raises ValueError if the template, or the model's chat template, would leave out the problem or the system turn."""
+    """Raises ValueError if a prompt would lack the problem or the system turn, or can't be written."""
     if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
         raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
     system = getattr(cfg, "system", "")

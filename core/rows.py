@@ -58,6 +58,10 @@ def problem_cell(row):
     return next((row[name] for name in PROBLEM if name in row), None) if isinstance(row, dict) else None
 
 
+def problem_hash(row) -> int:
+    return hash(repr(problem_cell(row)))
+
+
 # ------------------------------------------------------------------------------------------------ local files
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but .parquet may have .gz behind; capitals are fine
 
@@ -78,85 +82,74 @@ def open_file(name: str):
     unpacked = tempfile.TemporaryFile()
     with gzip.open(name) as file:
         shutil.copyfileobj(file, unpacked)
+    unpacked.seek(0)
     return unpacked
 
 
-def scan_table(file, delimiter: str):
-    """Yields (offset in bytes, cells) from where the file stands. Cells stay text. Blank lines are skipped."""
-    csv.field_size_limit(2**31 - 1)
-    lines = (line.decode("utf-8-sig") for line in file)
-    start = file.tell()
-    for cells in csv.reader(lines, delimiter=delimiter, strict=True):
-        if any(cells):
-            yield start, cells
-        start = file.tell()
-
-
-def scan_lines(file):
-    """Yields (offset in bytes, row) from where the file stands, one line of JSON each. Blank lines are skipped."""
-    start, number = file.tell(), 0
-    for line in file:
-        if line.strip():
-            number += 1
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"row {number} is not JSON ({error}); mend or remove it") from None
-            yield start, row
-        start = file.tell()
-
-
 class Records:
-    """The rows of a local file (not .parquet), with len() and [i]. keys: a hash of each row's problem.
+    """The rows of a local table or of JSON lines, with len() and [i]. keys: a hash of each row's problem.
 
-    Memory has only the place where each row begins. But a .json file that is one list is read whole.
-    Raises OSError or ValueError: what is wrong."""
+    Memory has only the place where each row begins. Raises OSError or ValueError: what is wrong."""
 
-    def __init__(self, name: str):
-        self.delimiter = {".csv": ",", ".tsv": "\t"}.get(ending(name))
-        self.starts, self.keys, self.header, self.all = array("q"), array("q"), None, None
-        try:
-            self.file = open_file(name)
-            size = self.file.seek(0, os.SEEK_END)
-            self.file.seek(0)
-            if ending(name) == ".json" and self.file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
-                self.file.seek(0)
-                self.all = json.load(self.file)
-                self.keys.extend(hash(repr(problem_cell(row))) for row in self.all)
-                return
-            with tqdm(total=size, desc=f"reading {name}", disable=rank() > 0, **bar_style()) as bar:
-                for start, row in self.scan(0):
-                    if self.delimiter and self.header is None:
-                        self.header = row
-                        continue
-                    self.starts.append(start)
-                    self.keys.append(hash(repr(problem_cell(self.name_cells(row)))))
-                    bar.update(start - bar.n)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
-        except (EOFError, zlib.error, csv.Error) as error:
-            raise ValueError(str(error)) from None
+    def __init__(self, name: str, file):
+        self.file, self.delimiter = file, {".csv": ",", ".tsv": "\t"}.get(ending(name))
+        self.starts, self.keys, self.header = array("q"), array("q"), None
+        csv.field_size_limit(2**31 - 1)
+        size = file.seek(0, os.SEEK_END)
+        with tqdm(total=size, desc=f"reading {name}", disable=rank() > 0, **bar_style()) as bar:
+            for start, cells in self.scan(0):
+                if self.delimiter and self.header is None:
+                    self.header = cells
+                    continue
+                self.starts.append(start)
+                self.keys.append(problem_hash(self.parse(cells)))
+                bar.update(start - bar.n)
 
     def scan(self, start: int):
+        """Yields (offset in bytes, cells or line) from an offset on. Blank lines are skipped."""
         self.file.seek(start)
-        return scan_table(self.file, self.delimiter) if self.delimiter else scan_lines(self.file)
+        rows = map(bytes.strip, self.file)
+        if self.delimiter:
+            lines = (line.decode("utf-8-sig") for line in self.file)
+            rows = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        for row in rows:
+            if any(row):
+                yield start, row
+            start = self.file.tell()
 
-    def name_cells(self, row):
-        """The cells of a table as {column: cell}. If two columns have the same name, the first counts.
+    def parse(self, row):
+        """A line of JSON, or {column: cell} with cells as text. If two columns have the same name, the first counts.
 
         A missing cell is None. A row with more cells than the header has the key None."""
-        if not self.delimiter:
-            return row
-        named = {}
-        for column, cell in itertools.zip_longest(self.header, row):
-            named.setdefault(column, cell)
-        return named
+        if self.delimiter:
+            named = {}
+            for column, cell in itertools.zip_longest(self.header, row):
+                named.setdefault(column, cell)
+            return named
+        try:
+            return json.loads(row)
+        except ValueError as error:
+            raise ValueError(f"row {len(self.starts)} is not JSON ({error}); mend or remove it") from None
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.starts)
 
     def __getitem__(self, i: int):
-        return self.name_cells(next(self.scan(self.starts[i]))[1]) if self.all is None else self.all[i]
+        return self.parse(next(self.scan(self.starts[i]))[1])
+
+
+def open_records(name: str):
+    """The rows of a local file that is not .parquet. A .json file that is one list is read whole."""
+    try:
+        file = open_file(name)
+        if ending(name) == ".json" and file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+            file.seek(0)
+            return json.load(file)
+        return Records(name, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not in UTF-8 ({error}); save it in UTF-8") from None
+    except (EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(str(error)) from None
 
 
 def open_parquet(name: str):
@@ -215,7 +208,7 @@ def open_rows(name: str, split: str = "train"):
     try:
         if name in DATA or ending(name) not in ENDINGS and not Path(name).is_file():
             return open_hub(name, split)
-        return open_parquet(name) if ending(name) == ".parquet" else Records(name)
+        return open_parquet(name) if ending(name) == ".parquet" else open_records(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"data {name}: {str(error).splitlines()[0]}") from None
 
@@ -234,10 +227,10 @@ def release_tables(rows):
 
 def distinct(rows) -> np.ndarray:
     """Row numbers of the first occurrence of each problem. Some data sets repeat each problem a hundred times."""
-    if isinstance(rows, list) or not len(rows):  # built in, or empty
-        return np.arange(len(rows))
     if isinstance(rows, Records):
         keys = rows.keys
+    elif isinstance(rows, list):
+        keys = [problem_hash(row) for row in rows]
     else:
         names = [name for name in PROBLEM if name in rows.column_names]
         if not names:
@@ -247,4 +240,4 @@ def distinct(rows) -> np.ndarray:
         for part in tqdm(parts, "looking for repeated problems", disable=rank() > 0, **bar_style()):
             keys.extend(hash(repr(cell)) for cell in part.to_pylist())
             release_tables(rows)
-    return np.sort(np.unique(keys, return_index=True)[1])
+    return np.sort(np.unique(np.array(keys, dtype=np.int64), return_index=True)[1])
