@@ -98,7 +98,8 @@ def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) ->
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if isinstance(TEMPLATES.get(template, ""), str):  # a chat template writes its own special tokens
         begin = begin_tokens(tokenizer)
-        ids = ids if ids[: len(begin)] == begin else begin + ids
+        if ids[: len(begin)] != begin:
+            ids = begin + ids
         while ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
     if after:
@@ -258,9 +259,9 @@ def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, sp
 
 
 def fingerprint(problems: Problems) -> list[int]:
-    """[number of problems, a checksum]. It must be the same when a run is resumed.
+    """[number of problems, checksum]. A resumed run must see the same two numbers.
 
-    The checksum is that of a local file, or that of a few rows of another data set."""
+    The checksum covers a local file whole, and only a few rows of any other data set."""
     if Path(problems.name).is_file():
         return [len(problems), checksum(problems.name)]
     rows = [problems.rows[int(i)] for i in problems.numbers[:: max(1, len(problems) // 16)]]
@@ -281,12 +282,10 @@ def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
     while len(found) < count:
         if not found and place - first > 2 * len(problems):
             raise ValueError(f"data {problems.name}: no row of it can be used")
-        missing, epoch = count - len(found), place // len(problems)
-        start = place - epoch * len(problems)
-        order = epoch_order(problems, seed, epoch)
-        while len(order) < start + missing:
-            epoch += 1
-            order = np.concatenate([order, epoch_order(problems, seed, epoch)])
+        missing = count - len(found)
+        epoch, start = divmod(place, len(problems))
+        last = (place + missing - 1) // len(problems)
+        order = np.concatenate([epoch_order(problems, seed, each) for each in range(epoch, last + 1)])
         chosen = order[start : start + missing].tolist()
         place += missing
         if isinstance(problems, Problems) and len(problems) > FEW:

@@ -30,7 +30,7 @@ def look_for_hub() -> str:
         except Exception as error:  # the network, a proxy or a certificate
             answer.append(_line(error))
 
-    # The time-out of a socket leaves out the look-up of the name and starts anew for each address. A thread has one.
+    # Wait for a thread, because the time-out of a socket doesn't cover the DNS look-up and restarts for each address.
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -76,7 +76,7 @@ def announce_download(repo: str):
 
 
 UNREACHABLE = {"ConnectionError", "NetworkError", "TimeoutException", "ProxyError", "LocalEntryNotFoundError"}
-VAGUE = ("An error occurred while generating", "Can't load the")  # the reason is in the error behind
+VAGUE = ("An error occurred while generating", "Can't load the")  # the reason is in the error that led to this one
 
 
 def why(error, repo: str, kind: str = "model") -> str:

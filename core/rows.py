@@ -63,11 +63,12 @@ def problem_hash(row) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ local files
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but .parquet may have .gz behind; capitals are fine
+# in small or capital letters; .gz may follow, but not after .parquet
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def ending(name: str) -> str:
-    """The ending of a file's name, without .gz."""
+    """The ending of a file's name; .gz does not count."""
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
@@ -164,7 +165,7 @@ def open_parquet(name: str):
     if not pyarrow.parquet.read_metadata(name).num_rows:
         raise ValueError("there are no rows in it")
     piece_by_piece = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # else all of it at once
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the line below says what is wrong
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own error says what is wrong
     try:
         return datasets.load_dataset("parquet", data_files=glob.escape(name), split="train",
                                      fragment_scan_options=piece_by_piece)
@@ -177,7 +178,7 @@ def open_hub(name: str, split: str):
     """The rows of a data set on the hub, or in a local folder with the same layout."""
     import datasets  # here, because the import takes a second
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the line below says what is wrong
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own error says what is wrong
     path, config, own = DATA[name] if name in DATA else hub.split_name(name)
     is_folder = Path(path).is_dir()
     if not is_folder and "/" not in path:
