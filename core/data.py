@@ -1,7 +1,6 @@
-"""Problems: prompt templates; how a row becomes a problem; the order in which a run draws them."""
+"""From rows to problems: templates, prompts, gold answers, and the order in which a run draws the problems."""
 
 import functools
-import itertools
 import sys
 import zlib
 from collections import Counter
@@ -29,15 +28,15 @@ _R1 = (
     "process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
 )
-_EASY = [  # worked examples, for a model that without them would hardly ever fill the box
+_EASY = [  # worked examples, so that a small model fills the box
     ("user", "What is 14 + 9?"), ("assistant", "14 + 9 = 23\n\\boxed{23}"),
     ("user", "Tom has 30 pens and gives 12 away. How many are left?"),
     ("assistant", "30 - 12 = 18\n\\boxed{18}"),
     ("user", "A box holds 6 eggs. How many eggs are in 7 boxes?"),
     ("assistant", "7 * 6 = 42\n\\boxed{42}"),
-]  # fmt: skip
-# name: a text; or (role, text) turns for the model's own chat template. A last turn of the assistant is how every
-# response begins; it is part of the prompt.
+]
+# A template is a text, or (role, text) turns for the model's own chat template.
+# If the assistant has the last turn, every response begins with that text.
 TEMPLATES = {
     "none": "{problem}",
     "plain": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
@@ -49,18 +48,17 @@ TEMPLATES = {
     "sober": [("user", _SOBER + "\n\n{problem}")],  # arXiv 2504.07086
     "r1": _R1 + "\nUser: {problem}\nAssistant: <think>",  # arXiv 2501.12948, as arXiv 2503.20783 has it
     "python": [("user", "{problem}"), ("assistant", "Let's solve this using Python.")],  # forced: arXiv 2506.10947
-}  # fmt: skip
-# ------------------------------------------------------------------------------------------------ prompts
-# For chat templates that write today's date, with which the prompt would change from day to day. date_string is what
-# Llama 3 falls back on; others ask strftime_now().
+}
+# Some chat templates write today's date, and the prompt would change every day. So the date is fixed.
+# Llama 3 reads date_string, others call strftime_now().
 FIXED_DATE = dict(date_string="26 Jul 2024", strftime_now=date(2024, 7, 26).strftime)
 
 
 def render(problem: str, template: str, tokenizer, turns=()) -> str:
-    """The prompt's text: the problem in a template of TEMPLATES, or in any text with {problem}.
+    """The text of the prompt. template: a name in TEMPLATES, or any text with {problem}.
 
-    turns: what was said before the problem, dicts with role and content. Their system turn joins the template's, the
-    others come right before the problem. In a template that is a text they are paragraphs before the problem."""
+    turns: the chat before the problem, dicts with role and content. Its system turn joins the template's system turn.
+    The other turns stand right before the problem. In a template that is a text, all are paragraphs."""
     template = TEMPLATES.get(template, template)
     if isinstance(template, str):
         return template.replace("{problem}", "\n\n".join([turn["content"] for turn in turns] + [problem]))
@@ -80,16 +78,18 @@ def render(problem: str, template: str, tokenizer, turns=()) -> str:
 
 @functools.lru_cache(8)
 def begin_tokens(tokenizer) -> list[int]:
-    """The special tokens that a tokenizer puts before a text. An end token that it puts after the text is left out: the
-    model would think that the text is over."""
+    """The special tokens that a tokenizer puts before a text.
+
+    Without those after it: an end token would tell the model that the text is over."""
     text, whole = (tokenizer("1", add_special_tokens=special)["input_ids"] for special in (False, True))
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(text)] == text), [])
 
 
 def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) -> dict:
-    """The prompt of a problem as a dict: text, and prompt, its token ids. after: a text with which every response
-    begins; it is part of both. turns: see render(). Raises ValueError for half a character (a lone surrogate), which no
-    tokenizer can read."""
+    """The prompt of a problem, a dict with text, prompt (token ids [int64]), problem, after and turns.
+
+    after: a text with which every response begins. It is part of text and prompt. turns: see render().
+    Raises ValueError for half a character (a lone surrogate), which no tokenizer can read."""
     text = render(problem, template, tokenizer, turns)
     try:
         (text + after).encode()
@@ -98,20 +98,21 @@ def encode(problem: str, template: str, tokenizer, after: str = "", turns=()) ->
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if isinstance(TEMPLATES.get(template, ""), str):  # a chat template writes its own special tokens
         begin = begin_tokens(tokenizer)
-        ids = ids if ids[: len(begin)] == begin else begin + ids
+        if ids[: len(begin)] != begin:
+            ids = begin + ids
         while ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
-    ids = ids + tokenizer(after, add_special_tokens=False)["input_ids"] if after else ids
+    if after:
+        ids = ids + tokenizer(after, add_special_tokens=False)["input_ids"]
     return dict(problem=problem, text=text + after, prompt=np.array(ids, dtype=np.int64), after=after, turns=turns)
 
 
 # ------------------------------------------------------------------------------------------------ problems
-# The columns that may hold the gold answer; of several, the first counts.
-ANSWER = ("answer", "final_answer", "ground_truth", "solution")
+ANSWER = ("answer", "final_answer", "ground_truth", "solution")  # columns for the gold answer; the first counts
 
 
 def plain(value) -> str:
-    """The text of a cell that holds text or a number; "" if it is missing (null, NaN). Raises ValueError for others."""
+    """A cell with text or a number, as text. A missing cell (null, NaN) is "". Raises ValueError for anything else."""
     if value is None or value != value:
         return ""
     if not isinstance(value, str | Number):
@@ -120,8 +121,10 @@ def plain(value) -> str:
 
 
 def conversation(turns: list) -> tuple[str, list[dict], str]:
-    """(problem, turns before it, beginning of the response) in the turns of a chat, which end with the user's or with
-    the beginning of the assistant's. Content in parts is joined. Raises ValueError for anything else."""
+    """A chat -> (problem, turns before the problem, beginning of the response).
+
+    The problem is the last turn of the user. After it, the assistant may begin the response. Parts of text are joined.
+    Raises ValueError for any other chat."""
     talk = []
     for turn in turns:
         parts = turn.get("content") if isinstance(turn, dict) else None
@@ -137,7 +140,7 @@ def conversation(turns: list) -> tuple[str, list[dict], str]:
 
 
 def answer_of(row: dict) -> str:
-    """The gold answer in a row that has one of the columns ANSWER; "" if it names none."""
+    """The gold answer of a row that has a column of ANSWER, or "" if there is none in it."""
     column = next(name for name in ANSWER if name in row)
     parts = row[column] if isinstance(row[column], list) else [row[column]]
     texts = [text for text in map(plain, parts) if text]
@@ -147,13 +150,12 @@ def answer_of(row: dict) -> str:
 
 
 def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
-    """A row as a problem (see Problems), or in words why it is left out. Raises ValueError: what the row has that is
-    wrong."""
+    """A problem (see Problems), or the reason why the row is dropped. Raises ValueError: what is wrong in the row."""
     if not isinstance(row, dict):
         raise ValueError("no columns; each row must be a JSON object")
-    if None in row:  # see files.Records
+    if None in row:  # see rows.Records.parse()
         raise ValueError("more cells than the header")
-    if isinstance(row.get("reward_model"), dict):  # as in the files that verl reads
+    if isinstance(row.get("reward_model"), dict):  # verl's files
         row = row["reward_model"] | row
     if not set(PROBLEM) & set(row) or graded and not set(ANSWER) & set(row):
         answers = " and answer (or final_answer, ground_truth, solution)" if graded else ""
@@ -172,32 +174,38 @@ def problem_from(row, cfg, tokenizer, graded: bool) -> dict | str:
     return row | encoded | dict(answer=answer, row=row)
 
 
-FEW = 10_000  # up to this many problems are kept once they are made; of more, each rank makes its share in a step
+def check_template(cfg, tokenizer):
+    """Raises ValueError if a prompt would lack the problem or the system turn, or can't be written."""
+    if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
+        raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with {{problem}}")
+    system = getattr(cfg, "system", "")
+    try:
+        text = render("7+35", cfg.template, tokenizer, [dict(role="system", content=system)] if system else [])
+    except ValueError as error:
+        raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
+    for part in ("7+35", system.strip()):
+        if part not in text:
+            raise ValueError(f"template {cfg.template!r} has turns that the chat template of {tokenizer.name_or_path} "
+                             f"leaves out, such as {part[:40]!r}; use --template plain, or a text with {{problem}}")
+
+
+FEW = 10_000  # so many problems stay in memory. In a larger data set each rank makes its share of a step's problems
 
 
 class Problems:
-    """The problems of a data set, each made when it is asked for: [i] is a dict, or None if row i can't be used.
+    """The problems of a data set. [i] makes problem i, or is None if its row can't be used.
 
-    A problem is its row with these set: problem, answer (gold), text (the prompt), prompt (its token ids), after and
-    turns, see encode(); `row` is the row as it was. graded False (a check of the user's own does the grading): a row
-    needs no answer, and its column `answer` stays as it is. split: for a hub id that names none.
+    A problem is the row with these columns added:
+        problem, answer (gold), text (the prompt), prompt (its token ids), after and turns (see encode())
+        row      the row itself
+    A row without a usable answer or with a long prompt (cfg.max_prompt_tokens) can't be used; `dropped` counts these.
 
-    Repeated problems count once, unless `repeats`. A row without a usable answer, or with a prompt over
-    cfg.max_prompt_tokens, can't be used; `dropped` counts them. Raises ValueError: one line, what is wrong where."""
+    graded: False for the user's own check. Then no answer is needed, and the column `answer` stays as it is.
+    split: for a hub id without a split. repeats: keep all copies of a problem, not only the first.
+    Raises ValueError, one line: what is wrong where."""
 
     def __init__(self, name: str, tokenizer, cfg, graded: bool = True, split: str = "train", repeats: bool = False):
-        if cfg.template not in TEMPLATES and "{problem}" not in cfg.template:
-            raise ValueError(f"template {cfg.template!r}: give one of {', '.join(TEMPLATES)}, or a text with "
-                             "{problem}")
-        try:
-            system = [dict(role="system", content=cfg.system)] if getattr(cfg, "system", "") else []
-            text = render("7+35", cfg.template, tokenizer, system)
-            for part in ["7+35", *(turn["content"].strip() for turn in system)]:
-                if part not in text:
-                    raise ValueError(f"turns that the chat template of {tokenizer.name_or_path} leaves out, such as "
-                                     f"{part[:40]!r}; use --template plain, or a text with {{problem}}")
-        except ValueError as error:
-            raise ValueError(f"template {cfg.template!r} has {str(error).splitlines()[0]}") from None
+        check_template(cfg, tokenizer)
         self.name, self.tokenizer, self.cfg, self.graded = name, tokenizer, cfg, graded
         self.rows, self.made, self.dropped, self.read = open_rows(name, split), {}, Counter(), 0
         self.numbers = np.arange(len(self.rows)) if repeats else distinct(self.rows)
@@ -221,64 +229,73 @@ class Problems:
         if isinstance(problem, str):
             self.dropped[problem] += 1
             problem = None
-        if len(self) <= FEW:  # little enough to keep
+        if len(self) <= FEW:
             self.made[i] = problem
         return problem
 
-    def first(self, count: int, within: int = sys.maxsize) -> list[dict]:
-        """The first `count` usable problems among the first `within`. Prints how many were dropped."""
-        looked = min(within or len(self), len(self))
-        bar = tqdm(range(looked), f"reading {self.name}", disable=rank() > 0, **bar_style())
-        found = list(itertools.islice((problem for i in bar if (problem := self[i])), count))
-        where = f" among its first {looked:,} different problems" if looked < len(self) else " in it"
+    def first(self, count: int, within: int | None = None) -> list[dict]:
+        """The first `count` usable problems among the first `within`. Prints how many rows were dropped."""
+        looked, found = min(within or len(self), len(self)), []
+        for i in tqdm(range(looked), f"reading {self.name}", disable=rank() > 0, **bar_style()):
+            problem = self[i]
+            if problem:
+                found.append(problem)
+            if len(found) == count:
+                break
+        where = f" among its first {looked:,} different problems" if looked < len(self) else ""
         if not found:
-            why = "".join(f"; {reason}: {count:,}" for reason, count in self.dropped.items())
-            raise ValueError(f"data {self.name}: no usable problem{where} ({self.dropped.total():,} rows dropped{why})")
+            why = "".join(f"; {reason}: {dropped:,}" for reason, dropped in self.dropped.items())
+            raise ValueError(f"data {self.name}: no usable problem{where or ' in it'} "
+                             f"({self.dropped.total():,} rows dropped{why})")
         for reason, dropped in self.dropped.items():
-            say(f"{self.name}: dropped {dropped:,} rows {reason}" + where * (looked < len(self)))
+            say(f"{self.name}: dropped {dropped:,} rows {reason}{where}")
         return found
 
 
 def load_data(name: str, tokenizer, cfg, limit: int = 0, graded: bool = True, split: str = "train") -> list[dict]:
-    """The problems of a data set that can be used, the first `limit` or (0) all, repeated ones too; see Problems."""
-    return Problems(name, tokenizer, cfg, graded, split, repeats=True).first(min(limit or sys.maxsize, sys.maxsize))
+    """All usable problems of a data set, or the first `limit`, with repetitions. See Problems."""
+    problems = Problems(name, tokenizer, cfg, graded, split, repeats=True)
+    return problems.first(limit or len(problems))
 
 
 def fingerprint(problems: Problems) -> list[int]:
-    """[how many problems, a checksum]: a resumed run has to see the same. The checksum is of a local file's bytes; of
-    another data set it is that of some rows."""
+    """[number of problems, checksum]. A resumed run must see the same two numbers.
+
+    The checksum covers a local file whole, and only a few rows of any other data set."""
     if Path(problems.name).is_file():
         return [len(problems), checksum(problems.name)]
     rows = [problems.rows[int(i)] for i in problems.numbers[:: max(1, len(problems) // 16)]]
     return [len(problems), zlib.crc32(repr(rows).encode("utf-8", "replace"))]
 
 
+# ------------------------------------------------------------------------------------------------ order
 def epoch_order(problems, seed: int, epoch: int) -> np.ndarray:
-    """The places of all problems, in the order of this epoch."""
+    """The order of all problems in this epoch: their indices, permuted."""
     return np.random.default_rng([seed, epoch]).permutation(len(problems))
 
 
 def take(problems, first: int, count: int, seed: int) -> tuple[list[dict], int]:
-    """(the next `count` usable problems of the endless training order from place `first` on, the place after them). The
-    order is a seeded permutation per epoch."""
-    found, place, orders = [], first, {}
+    """(the next `count` usable problems, the place after them) in the training order, from place `first` on.
+
+    The training order is endless: one epoch_order() after the other."""
+    found, place = [], first
     while len(found) < count:
         if not found and place - first > 2 * len(problems):
             raise ValueError(f"data {problems.name}: no row of it can be used")
-        places = []
-        for epoch, i in (divmod(j, len(problems)) for j in range(place, place + count - len(found))):
-            if epoch not in orders:
-                orders = {epoch: epoch_order(problems, seed, epoch)}
-            places.append(int(orders[epoch][i]))
-        place += len(places)
+        missing = count - len(found)
+        epoch, start = divmod(place, len(problems))
+        last = (place + missing - 1) // len(problems)
+        order = np.concatenate([epoch_order(problems, seed, each) for each in range(epoch, last + 1)])
+        chosen = order[start : start + missing].tolist()
+        place += missing
         if isinstance(problems, Problems) and len(problems) > FEW:
-            own = [problems[i] for i in places[rank() :: world()]]
-            found += [problem for problem in gather(own, len(places)) if problem]
+            more = gather([problems[i] for i in chosen[rank() :: world()]], missing)
         else:
-            found += [problem for i in places if (problem := problems[i])]
+            more = [problems[i] for i in chosen]
+        found += [problem for problem in more if problem]
     return found, place
 
 
 def draw(problems, first: int, count: int, seed: int) -> list[dict]:
-    """take() without the place."""
+    """The problems of take(), without the place."""
     return take(problems, first, count, seed)[0]

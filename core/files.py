@@ -1,4 +1,4 @@
-"""Files: checksums, locks, what can be written, and a full disk. No torch in here: plot.py and show.py start fast."""
+"""Read, write and lock files, and notice a full disk. Without torch, so that plot.py and show.py start fast."""
 
 import contextlib
 import errno
@@ -10,18 +10,19 @@ import tempfile
 import zlib
 from pathlib import Path
 
-def read_lines(file) -> list[tuple[int, dict]]:
-    """(line number, row) for each row of a .jsonl file.
 
-    A broken last line is left out: a process was killed while it wrote it. NaN and Infinity become None.
-    Raises OSError, or for any other line that is no JSON object ValueError, which names file and line."""
+def read_lines(file) -> list[tuple[int, dict]]:
+    """(line number, row) for each row of a .jsonl file. NaN and Infinity become None.
+
+    A broken last line is left out: the process was killed while it wrote that line.
+    Raises OSError, or ValueError (file and line) if any other line is not a JSON object."""
     lines, rows = Path(file).read_text(encoding="utf-8", errors="replace").split("\n"), []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
                 row = json.loads(line, parse_constant=lambda name: None)
                 if not isinstance(row, dict):
-                    raise ValueError("no object")
+                    raise ValueError("not an object")
                 rows.append((number, row))
         except ValueError:
             if number < len(lines):
@@ -42,14 +43,14 @@ def read_steps(file) -> dict[int, dict]:
 
 
 def write_whole(file, text: str):
-    """Write a file whole, or leave the old one as it was: under another name first, then renamed."""
+    """Write the whole text, or leave the old file as it was."""
     partial = Path(file).with_name(Path(file).name + ".tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
 def checksum(name) -> int:
-    """Of the bytes of a file: CRC-32."""
+    """CRC-32 of a file."""
     value = 0
     with open(name, "rb") as file:
         while piece := file.read(2**24):
@@ -57,15 +58,14 @@ def checksum(name) -> int:
     return value
 
 
-# ------------------------------------------------------------------------------------------------ locks
-_held = []  # the files that this process has locked, open
+_held = []  # the open files that this process has locked
 
 
 def lock(file: Path):
-    """Lock a file for this process, until it ends. Raises ValueError if another process has locked it.
+    """Lock a file until this process ends. Raises ValueError if another process has locked it.
 
-    The system releases the lock when the process dies, on any host that shares the disk: no lock goes stale. Renaming
-    the file keeps the lock. A file system without locks (some clusters) is not protected."""
+    The system releases the lock when the process dies, so no lock is left behind, on any host that shares the disk.
+    The lock survives a renaming of the file. On a file system without locks (some clusters) nothing is locked."""
     handle = open(file, "a")
     for mine in [old for old in _held if os.path.sameopenfile(old.fileno(), handle.fileno())]:  # it may lock again
         _held.remove(mine)
@@ -79,9 +79,8 @@ def lock(file: Path):
     _held.append(handle)
 
 
-# ------------------------------------------------------------------------------------------------ what can be written
 def try_folder(folder: Path):
-    """Raises OSError if no file can be written into a folder, which need not exist. Leaves no trace."""
+    """Raises OSError if no file can be written to the folder. The folder may be missing, and then is afterwards too."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -90,24 +89,31 @@ def try_folder(folder: Path):
         path.rmdir()
 
 
+def causes(error) -> list:
+    """The error and all errors that led to it, also those that `from None` hides."""
+    found, more = [], [error]
+    while more:
+        error = more.pop()
+        if error is not None and error not in found:  # errors can lead to each other in a ring
+            found.append(error)
+            more += [error.__context__, error.__cause__]  # the cause is the next to be looked at
+    return found
+
+
 def disk_is_full(error) -> bool:
-    """Whether an error, or one that led to it, says that there is no room on the disk."""
-    seen = []  # a chain of errors can be a ring
-    while error is not None and error not in seen:
-        seen.append(error)
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Whether the error, or one that led to it, says that the disk is full."""
+    full = errno.ENOSPC, errno.EDQUOT
+    return any(getattr(link, "errno", 0) in full or "No space left on device" in str(link) for link in causes(error))
 
 
 @contextlib.contextmanager
 def room_on_disk(folder: Path):
-    """Around writing large files. If it fails, the folder is deleted. If the disk is full by then, OSError ENOSPC is
-    raised, because some libraries report another error."""
+    """Write large files to a folder inside this block. If the block fails, the folder is deleted.
+
+    Some libraries hide that the disk is full. If it is, the error becomes OSError ENOSPC."""
     try:
         yield
-    except BaseException as error:  # as CheckpointException is, of torch
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         full = disk_is_full(error) or shutil.disk_usage(folder.parent).free < 2**26  # 64 MB
         shutil.rmtree(folder, ignore_errors=True)
         if full:

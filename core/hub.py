@@ -1,6 +1,5 @@
-"""The hub that models and data sets come from: whether it can be reached, and in one line what went wrong."""
+"""The Hugging Face hub: can it be reached, and what went wrong, in one line."""
 
-import errno
 import functools
 import os
 import sys
@@ -10,56 +9,59 @@ from huggingface_hub import HfApi, constants, errors, get_session, try_to_load_f
 from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from core.files import causes, disk_is_full
 from core.processes import say
 
 
-# ------------------------------------------------------------------------------------------------ a dead hub
 @functools.cache
 def look_for_hub() -> str:
-    """Call this before the first access to a hub id. If the hub is dead, this process goes offline: it uses what is
-    cached and asks no more. Returns why the hub can't be reached, or "" if it can or if HF_HUB_OFFLINE is set.
+    """Call this before the first use of a hub id. If the hub is dead, this process goes offline and uses its cache.
 
-    Without this the libraries ask a dead hub six times for each file, which takes 23 s, before they use the cache."""
+    Returns why the hub can't be reached, or "" if it can be or if HF_HUB_OFFLINE is set.
+    The libraries would ask a dead hub six times for each file, in 23 s, and only then use the cache."""
     if constants.is_offline_mode():
         return ""
     seconds, answer = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5), []
 
-    def knock():  # at the front page; an error of the 400s is a sign of life, too
+    def knock():  # 404 and the like also show that the hub is alive
         try:
             status = get_session().head(constants.ENDPOINT, timeout=seconds, follow_redirects=False).status_code
             answer.append(f"it answers {status}" if status in (500, 502, 503, 504) else "")
-        except Exception as error:  # of the network, a proxy, a certificate
+        except Exception as error:  # the network, a proxy or a certificate
             answer.append(_line(error))
 
-    # In a thread: the time-out of a socket does not count the look-up of the name, and starts anew for each address.
+    # Wait for a thread, because the time-out of a socket doesn't cover the DNS look-up and restarts for each address.
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(seconds)
     reason = answer[0] if answer else f"no answer within {seconds:g} s"
-    if reason:  # do what HF_HUB_OFFLINE=1 would have done before the libraries were imported
-        constants.HF_HUB_OFFLINE = True  # is_offline_mode() reads it, which huggingface_hub and transformers ask
+    if reason:  # as if HF_HUB_OFFLINE=1 had been set from the start
+        constants.HF_HUB_OFFLINE = True  # huggingface_hub and transformers look here
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # for child processes and later imports
-        if "datasets" in sys.modules:  # it made a copy when it was imported
+        if "datasets" in sys.modules:  # has its own copy
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
         say(f"the hub {constants.ENDPOINT} can't be reached ({reason}): only what is cached can be used")
     return reason
 
 
 def has_file(repo: str, file: str) -> bool:
-    """Whether a model, on the hub or in a local folder, has a file. A cached file counts. Raises OSError if that can't
-    be found out, where transformers' has_file() would say False."""
-    cached = try_to_load_from_cache(repo, file) if not os.path.isdir(repo) else os.path.join(repo, file)
+    """Whether a model, on the hub or in a local folder, has a file. A cached file counts.
+
+    Raises OSError if the hub doesn't say (transformers' has_file() would return False)."""
+    if os.path.isdir(repo):
+        return os.path.isfile(os.path.join(repo, file))
+    cached = try_to_load_from_cache(repo, file)
     if isinstance(cached, str):
-        return os.path.isfile(cached)
+        return True
     if constants.is_offline_mode() and cached is None:
         raise errors.LocalEntryNotFoundError(f"{file} is not cached")
     return cached is None and HfApi().file_exists(repo, file)
 
 
 def show_downloads():
-    """Bars for downloads, on rank 0 alone, and none for what takes a second, such as loading weights."""
+    """Show progress bars for downloads on rank 0, and no other bars of the libraries."""
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # this also disables those of huggingface_hub
+    logging.disable_progress_bar()  # also switches off the bars of huggingface_hub
     if os.environ.get("RANK", "0") != "0":
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     elif not constants.HF_HUB_DISABLE_PROGRESS_BARS:
@@ -67,26 +69,25 @@ def show_downloads():
 
 
 def announce_download(repo: str):
-    """Without a terminal, where there are no bars: one line before the weights of a model are downloaded."""
+    """Print one line before a model is downloaded, if there is no terminal and so no progress bar."""
     files = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
     cached = os.path.isdir(repo) or any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
     if not cached and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"downloading the weights of {repo} to {constants.HF_HOME}", file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------ what went wrong
 UNREACHABLE = {"ConnectionError", "NetworkError", "TimeoutException", "ProxyError", "LocalEntryNotFoundError"}
-VAGUE = ("An error occurred while generating", "Can't load the")  # they hide the reason, which is further down
+VAGUE = ("An error occurred while generating", "Can't load the")  # the reason is in the error that led to this one
 
 
 def why(error, repo: str, kind: str = "model") -> str:
-    """Why a repository (kind: "model" or "dataset") could not be loaded: one line, from any error of the libraries."""
-    chain = _chain(error)
+    """One line: why a repository could not be loaded. error: any error of the libraries. kind: "model" or "dataset"."""
+    chain = causes(error)
     names = {cls.__name__ for link in chain for cls in type(link).__mro__}
     text = "\n".join(map(str, chain))
     status = max((link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)), default=0)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
-    if {errno.ENOSPC, errno.EDQUOT} & {getattr(link, "errno", None) for link in chain} or "enough disk space" in text:
+    if disk_is_full(error) or "enough disk space" in text:
         return f"the disk is full; make room, or set HF_HOME to a folder on another disk (now {constants.HF_HOME})"
     if "GatedRepoError" in names or "is a gated" in text:
         return f"it is gated; accept its licence at {page}, then `hf auth login` or set HF_TOKEN"
@@ -102,7 +103,7 @@ def why(error, repo: str, kind: str = "model") -> str:
         return f"the hub is out of order ({status}); try again later"
     if {"RemoteProtocolError", "ReadError", "ReadTimeout"} & names or "Consistency check failed" in text:
         return "the download was cut in the middle; try again, what is complete is kept"
-    if "Couldn't find cache for" in text:  # offline, and this config is not there, but others are
+    if "Couldn't find cache for" in text:  # offline, only other configs are cached
         return "; ".join(str(error).splitlines())
     if UNREACHABLE & names and constants.is_offline_mode() and not look_for_hub():
         return "it is not cached, and HF_HUB_OFFLINE is set; unset it and go online"
@@ -112,22 +113,14 @@ def why(error, repo: str, kind: str = "model") -> str:
     return "its files differ in their columns" if type(error).__name__ == "CastError" else _line(error)
 
 
-def _chain(error, found=()) -> list:
-    """The error and all that led to it, those that `from None` hides included."""
-    if error is None or error in found:
-        return list(found)
-    return _chain(error.__context__, _chain(error.__cause__, [*found, error]))
-
-
 def _line(error) -> str:
-    """The first line of an error, with its class where that tells something."""
+    """The first line of an error. The class comes first, unless it is OSError or ValueError."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and type(error) in (OSError, ValueError):
         return lines[0]
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-# ------------------------------------------------------------------------------------------------ names of data sets
 def split_name(name: str) -> tuple:
     """ID, ID:CONFIG, ID:CONFIG:SPLIT or ID::SPLIT -> (id, config or None, split or None)."""
     parts = name.split(":")
@@ -137,16 +130,17 @@ def split_name(name: str) -> tuple:
     return repo, config or None, split or None
 
 
-def choices(repo: str, token=None) -> list[str]:
-    """The names that can be given for a data set on the hub: ID:CONFIG:SPLIT, or ID:CONFIG above ten configs (each
-    takes a second to look up). [] if that can't be found out."""
+def choices(repo: str) -> list[str]:
+    """The names that can be given for a data set on the hub, ID:CONFIG:SPLIT. [] if the hub doesn't say.
+
+    With more than ten configs only ID:CONFIG, because the splits of a config take a second to look up."""
     import datasets  # here, because the import takes a second
 
     try:
-        configs = datasets.get_dataset_config_names(repo, token=token)
+        configs = datasets.get_dataset_config_names(repo)
         if len(configs) > 10:
             return [f"{repo}:{config}" for config in configs]
         return [f"{repo}:{config}:{split}" for config in configs
-                for split in datasets.get_dataset_split_names(repo, config, token=token)]
+                for split in datasets.get_dataset_split_names(repo, config)]
     except Exception:  # the library has many kinds
         return []

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow
 import pytest
 
 from core import data
-from core.data import (DATA, TEMPLATES, Problems, draw, easy_problems, encode, fingerprint, load_data,
-                       render, take)  # fmt: skip
-from core.rows import hashes
+from core.data import TEMPLATES, Problems, draw, encode, fingerprint, load_data, render, take
+from core.rows import DATA
+from core.tiny import easy_problems
 from core.verify import verify
 
 
@@ -46,7 +45,7 @@ def test_local_files(tmp_path, tokenizer, capsys, kind):
 @pytest.mark.parametrize("question", ["problem", "question", "prompt"])
 @pytest.mark.parametrize("answer, content", [("answer", "12"), ("answer", "work\n#### 12"), ("answer", ["12"]),
                                              ("answer", 12), ("answer", 12.0), ("solution", r"so \boxed{12}."),
-                                             ("solution", r"\boxed{11}, no: \boxed{12}")])  # fmt: skip
+                                             ("solution", r"\boxed{11}, no: \boxed{12}")])
 def test_columns_and_where_the_gold_answer_stands(tmp_path, tokenizer, question, answer, content):
     file = write(tmp_path / "one.jsonl", [{question: "3*4", answer: content, "level": 5}])
     problem = load(file, tokenizer)[0]
@@ -66,7 +65,7 @@ def test_a_column_of_numbers_may_hold_0(tmp_path, tokenizer, kind):
 def test_rows_as_verl_reads_them(tmp_path, tokenizer):
     """DAPO's file among them: the turns of a chat, and the gold answer within another column."""
     rows = [dict(prompt=[dict(role="system", content="be brief"), dict(role="user", content="3*4")], ability="math",
-                 reward_model=dict(ground_truth="12", style="rule"))]  # fmt: skip
+                 reward_model=dict(ground_truth="12", style="rule"))]
     for kind in ("jsonl", "parquet"):
         problem = load(write(tmp_path / f"verl.{kind}", rows), tokenizer)[0]
         assert (problem["problem"], problem["answer"]) == ("3*4", "12")
@@ -137,7 +136,7 @@ def test_answer_wins_over_solution(tmp_path, tokenizer):
 
 def test_rows_without_a_usable_answer_and_long_prompts_are_dropped_and_counted(tmp_path, tokenizer, capsys):
     rows = [dict(problem="1+1", answer="2"), dict(problem="1+2", answer=""), dict(problem="1" * 11, answer="3"),
-            dict(problem="1" * 10, answer="4"), dict(problem="1+3", answer=r"\boxed{}")]  # fmt: skip
+            dict(problem="1" * 10, answer="4"), dict(problem="1+3", answer=r"\boxed{}")]
     problems = load(write(tmp_path / "some.jsonl", rows), tokenizer, longest=10)
     assert [p["answer"] for p in problems] == ["2", "4"]
     answer, prompt = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "prompt" in line)
@@ -167,7 +166,7 @@ def test_limit_takes_the_first(tmp_path, tokenizer):
     ("column.csv", "problem,level\n1+1,3\n", ["row 1", "level", "answer"]),
     ("empty.csv", "", []),
     ("broken.parquet", "PAR1 but not for long", []),
-])  # fmt: skip
+])
 def test_bad_files_raise_one_line_that_says_what_is_wrong_where(tmp_path, tokenizer, name, text, says):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((OSError, ValueError)) as error:
@@ -207,7 +206,7 @@ TEXTS = {
     "list.json": '\n [{"problem": "1+1",\n "answer": "2"}]', "bom.csv": "\ufeffproblem,answer\n1+1,2\n",
     "a[1].csv": "problem,answer\n1+1,2\n", "q?.csv": "problem,answer\n1+1,2\n",
     "*.jsonl": '{"problem": "1+1", "answer": "2"}',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -221,7 +220,7 @@ def test_every_ending_is_read_and_a_name_is_no_pattern(tmp_path, tokenizer, name
 
 
 @pytest.mark.parametrize("header, row", [("problem,answer,,", "1+1,2,,"), ("problem,answer,answer", "1+1,2,3"),
-                                         (",problem,answer", "0,1+1,2")])  # fmt: skip
+                                         (",problem,answer", "0,1+1,2")])
 def test_a_csv_as_a_spreadsheet_writes_it(tmp_path, tokenizer, header, row):
     """Empty columns at the end, an index without a name; of two columns with one name the first counts."""
     (tmp_path / "sheet.csv").write_text(f"{header}\n{row}\n,,,\n{row}\n")
@@ -252,7 +251,7 @@ def test_a_parquet_file_without_rows_or_in_a_gz_says_so(tmp_path, tokenizer):
     ("torn.json", '[{"problem": "1+1", "answer": "2"}, {"pro', ["line 1 column"]),
     ("torn.jsonl.gz", gzip.compress(b'{"problem": "1+1", "answer": "2"}' * 999)[:-9], ["end-of-stream"]),
     ("half.jsonl", r'{"problem": "x \ud83d 1+1", "answer": "2"}', ["row 1 has half a character"]),
-])  # fmt: skip
+])
 def test_a_file_that_can_not_be_read_says_why(tmp_path, tokenizer, name, text, says):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as error:
@@ -263,7 +262,7 @@ def test_a_file_that_can_not_be_read_says_why(tmp_path, tokenizer, name, text, s
 
 def test_nan_is_a_missing_value(tmp_path, tokenizer, capsys):
     (tmp_path / "nan.jsonl").write_text('{"problem": "1+1", "answer": NaN}\n{"problem": NaN, "answer": "4"}\n'
-                                        '{"problem": "2+2", "answer": [NaN, "4", null]}\n')  # fmt: skip
+                                        '{"problem": "2+2", "answer": [NaN, "4", null]}\n')
     assert rows_of(tmp_path / "nan.jsonl", tokenizer) == [("2+2", "4")]
     file = write(tmp_path / "nan.parquet", [dict(problem="1+1", answer=float("nan")), dict(problem="2+2", answer=4.0)])
     assert rows_of(file, tokenizer) == [("2+2", "4")]
@@ -272,7 +271,7 @@ def test_nan_is_a_missing_value(tmp_path, tokenizer, capsys):
 
 @pytest.mark.parametrize("row", [dict(problem={"text": "1+1"}, answer="2"), dict(problem="1+1", answer={"value": "2"}),
                                  dict(problem="1+1", answer=[["2"]]), dict(problem=b"1+1", answer="2"),
-                                 dict(problem="1+1", answer=b"2")])  # fmt: skip
+                                 dict(problem="1+1", answer=b"2")])
 def test_what_is_neither_text_nor_number_is_refused(tmp_path, tokenizer, row):
     """Python's way to print a dict would be read as the problem, or as an answer that nothing equals."""
     file = write(tmp_path / "kinds.parquet", [row])
@@ -303,13 +302,13 @@ def test_the_last_turn_of_the_user_is_the_problem_and_the_turns_before_it_stay(t
     problem, text = prompt_of(tmp_path, tokenizer, turns, kind=kind)
     assert problem == "1+1"
     assert text == "<|system|>be brief<|user|>3+3<|assistant|>6<|end|><|user|>1+1<|assistant|>".replace(
-        "<|system|>be brief", system_turn(tokenizer, "be brief"))  # fmt: skip
+        "<|system|>be brief", system_turn(tokenizer, "be brief"))
 
 
 def system_turn(tokenizer, words):
     """What the built-in chat template makes of a system turn."""
     both, alone = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in (
-        chat(("system", words), ("user", "1")), chat(("user", "1"))))  # fmt: skip
+        chat(("system", words), ("user", "1")), chat(("user", "1"))))
     return both.removesuffix(alone)
 
 
@@ -327,7 +326,7 @@ def test_a_template_of_turns_takes_the_problem_and_keeps_the_others(tmp_path, to
     turns = chat(("user", "3+3"), ("assistant", "6"), ("user", "1+1"))
     assert prompt_of(tmp_path, tokenizer, turns, "cot")[1] == (
         "<|user|>3+3<|assistant|>6<|end|><|user|>1+1 Let's think step by step and output the final answer within "
-        "\\boxed{}.<|assistant|>")  # fmt: skip
+        "\\boxed{}.<|assistant|>")
     _, easy = prompt_of(tmp_path, tokenizer, turns, "easy")
     assert easy.endswith("42}<|end|><|user|>3+3<|assistant|>6<|end|><|user|>1+1<|assistant|>")
 
@@ -349,7 +348,7 @@ def test_two_system_turns_become_one():
 
 @pytest.mark.parametrize("turns", [chat(("user", "1+1"), ("tool", "2")), chat(("assistant", "2")), ["1+1"],
                                    [dict(role="user", content=[dict(type="image", image="x.png")])],
-                                   [dict(role="user", content=None)], [dict(content="1+1")], []])  # fmt: skip
+                                   [dict(role="user", content=None)], [dict(content="1+1")], []])
 def test_other_chats_are_refused_with_their_place(tmp_path, tokenizer, turns):
     rows = [dict(prompt=chat(("user", "1+2")), answer="3"), dict(prompt=turns, answer="2")]
     file = write(tmp_path / "chat.jsonl", rows)
@@ -431,18 +430,20 @@ def test_a_repeated_problem_counts_once(tmp_path, tokenizer, kind):
 def test_chats_are_the_same_if_all_their_turns_are(tmp_path, tokenizer):
     talks = [chat(("user", "1+1")), chat(("user", "1+1")), chat(("system", "s"), ("user", "1+1")),
              chat(("user", "1"), ("assistant", "+1"), ("user", "2")), chat(("user", "1+"), ("assistant", "1")),
-             chat(("user", "1"), ("assistant", "+1"), ("user", "2"))]  # fmt: skip
+             chat(("user", "1"), ("assistant", "+1"), ("user", "2"))]
     for kind in ("jsonl", "parquet"):
         file = write(tmp_path / f"talks.{kind}", [dict(prompt=talk, answer="2") for talk in talks])
         assert [int(i) for i in lazy(file, tokenizer).numbers] == [0, 2, 3, 4]
 
 
-def test_hashes_tell_values_apart():
-    column = lambda values: hashes(pyarrow.array(values)).tolist()
-    for values in (["a", "b", "", None], [1, 2, 3], [["a"], ["a", "a"], ["a", "b"], ["b", "a"], []],
-                   [[["a"], ["b"]], [["a", "b"]]], [dict(x="a", y="b"), dict(x="b", y="a")]):  # fmt: skip
-        assert len(set(column(values))) == len(values)
-        assert column(values[::-1]) == column(values)[::-1] and column(values[1:]) == column(values)[1:]
+@pytest.mark.parametrize("cells", [["a", "b", "", None], [1, 2, 3], [["a"], ["a", "a"], ["a", "b"], ["b", "a"], []],
+                                   [[["a"], ["b"]], [["a", "b"]]], [dict(x="a", y="b"), dict(x="b", y="a")]])
+def test_different_cells_are_different_problems(tmp_path, tokenizer, cells):
+    """Whatever kind of cell it is, in a table as in lines."""
+    rows = [dict(problem=cell, answer="2") for cell in cells + cells[::-1]]
+    for kind in ("jsonl", "parquet"):
+        problems = lazy(write(tmp_path / f"cells.{kind}", rows), tokenizer)
+        assert problems.numbers.tolist() == list(range(len(cells)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -503,7 +504,7 @@ def test_another_set_of_problems_has_another_fingerprint(tmp_path, tokenizer):
     ("cot", "<|user|>1+1 Let's think step by step and output the final answer within \\boxed{}.<|assistant|>"),
     ("Q: {problem}\nA:", "Q: 1+1\nA:"),
     ("{problem} = {x} {", "1+1 = {x} {"),  # other braces are text
-])  # fmt: skip
+])
 def test_render(tokenizer, template, text):
     assert render("1+1", template, tokenizer) == text
 

@@ -249,7 +249,7 @@ def test_every_data_alias_reads_its_config_and_split(cold):
 
 
 def test_the_table_above_has_all_aliases():
-    from core.data import DATA
+    from core.rows import DATA
 
     assert FILES.keys() == {alias for alias, (path, *_) in DATA.items() if path}
 
