@@ -200,7 +200,7 @@ def about(cfg) -> dict:
 
 
 def parse(config_class, doc: str, argv: list[str] | None = None):
-    """The configuration. Explicit flags win over the defaults of the model, and these over the defaults of the class."""
+    """The configuration. Explicit flags win over the defaults of the model, and these over those of the class."""
     parser = HfArgumentParser(config_class, allow_abbrev=False)
     parser.error = refuse
     argv = sys.argv[1:] if argv is None else argv

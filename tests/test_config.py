@@ -196,7 +196,7 @@ def test_help_shows_the_defaults_that_suit_the_model(capsys, monkeypatch):
         assert any(line.startswith(f"  {default} ") for line in lines), default
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width):
     assert width - 3 <= max(map(len, help_of(capsys, monkeypatch, grpo, width=width))) <= width
 
