@@ -405,7 +405,7 @@ def compare(cfg):
 def main():
     cfg = common.parse(Config, __doc__)
     run = Path(cfg.model).parent / "config.json"  # of the training run that the model comes from, if there is one
-    suits = json.loads(run.read_text()) if run.is_file() else common.suited(common.Config, cfg.model)
+    suits = json.loads(run.read_text()) if run.is_file() else common.model_defaults(common.Config, cfg.model)
     label = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
     mode, parts = evaluate, ["eval", label]
     if cfg.rescore:

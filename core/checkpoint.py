@@ -1,8 +1,7 @@
-"""The output folder of a run: opened, continued, and filled with checkpoints. Each is a Hugging Face model folder with
-the state of the trainer in it; it is written under another name and renamed once it is complete.
+"""The output folder of a run, and its checkpoints: Hugging Face model folders with the state of the trainer in them.
 
-`items` are what a checkpoint holds beside the model: {name: a Policy with its optimizer, or any object with state_dict
-and load_state_dict, the same on every rank}. `state` is a small dict, such as the number of the step."""
+items: what a checkpoint saves beside the model, {name: a Policy with its optimizer, a dict, or an object with
+state_dict and load_state_dict}, the same on every rank. state: a small dict, such as the number of the step."""
 
 import importlib
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from core.files import lock, room_on_disk, try_folder
+from core.files import lock, room_on_disk, try_folder, write_whole
 from core.policy import Policy
 from core.processes import bad_input, fail, rank, say
 
@@ -24,7 +23,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def config_of(folder: Path) -> dict:
-    """The configuration of the run that an output folder holds; {} if it holds none."""
+    """The configuration of the run in an output folder. {} if there is no run."""
     try:
         config = json.loads((folder / "config.json").read_text())
         return config if "prompts_per_step" in config else {}
@@ -32,17 +31,16 @@ def config_of(folder: Path) -> dict:
         return {}
 
 
-# What a new output folder may hold: leftovers of a run that died at once, and lost+found of a fresh disk. With --resume
-# it may also hold what a run writes.
-TRACES = r".+\.tmp|lost\+found"
+TRACES = r".+\.tmp|lost\+found"  # allowed in a new folder: what a run left that died at once, and a fresh disk's own
 WRITTEN = r"(metrics|samples|labels)\.jsonl|eval|final|step_\d{6}|" + TRACES
-MEANING = ("model", "data", "limit", "template", "system", "seed")  # another one makes another run
+MEANING = ("model", "data", "limit", "template", "system", "seed")  # --resume refuses a change of these
 MAY_DIFFER = ("out", "resume", "show", "about")
 
 
 def check_folder(folder: Path, config: dict):
-    """On rank 0, before anything is loaded: fail() unless a run of this configuration can write into the folder. Leaves
-    no trace there. With --resume it also compares the settings and prints the new ones."""
+    """fail() if a run with this configuration can't write into the folder. With --resume: print what has changed.
+
+    Rank 0 calls this before anything is loaded. It leaves no trace in the folder."""
     with bad_input(f"--out {folder}: ", OSError):
         old, here = config_of(folder), Path.cwd()
         if folder.exists() and not folder.is_dir():
@@ -61,7 +59,7 @@ def check_folder(folder: Path, config: dict):
             lock(folder / "config.json")
     if not old or not config["resume"]:
         return
-    names = {"script": "script", "the text of the check": "check"}  # not flags
+    names = {"script": "script", "the text of the check": "check"}  # these are no flags
     old, new = ({**x, **{key: x.get("about", {}).get(name) for key, name in names.items()}} for x in (old, config))
     differ = [name for name in old if name not in MAY_DIFFER and name in new and new[name] != old[name]]
     for name in MEANING:
@@ -73,9 +71,10 @@ def check_folder(folder: Path, config: dict):
 
 
 def open_folder(folder: Path, config: dict, state: dict, data: list):
-    """On rank 0. Make the output folder; an earlier run there is moved aside. With --resume: keep it, and cut metrics
-    and samples back to the state's step. The folder stays locked until this process ends. data: fingerprint() of the
-    problems; it must match the state's."""
+    """Make the output folder and lock it until this process ends. Only rank 0 calls this.
+
+    An earlier run in the folder is moved aside. With --resume it stays, and its metrics and samples are cut back to
+    the step of the checkpoint. data: fingerprint() of the problems, which must be that of the checkpoint."""
     step = state.get("step", 0)
     if step > config["steps"]:
         fail(f"--resume: {step} steps are done in {folder}, and --steps {config['steps']} asks for fewer")
@@ -89,27 +88,29 @@ def open_folder(folder: Path, config: dict, state: dict, data: list):
             say(f"{folder} held an earlier run, which is {spare} from now on")
         folder.mkdir(parents=True, exist_ok=True)
     with bad_input():
-        lock(folder / "config.tmp")
-    (folder / "config.tmp").write_text(json.dumps(config, indent=1))
-    (folder / "config.tmp").rename(folder / "config.json")  # which is locked from the first moment
+        lock(folder / "config.json.tmp")  # write_whole() renames this file, so config.json is locked at once
+    write_whole(folder / "config.json", json.dumps(config, indent=1))
     for file in (folder / "metrics.jsonl", folder / "samples.jsonl"):
         lines = file.read_text().splitlines(True) if step and file.exists() else []
         with bad_input(f"{file} is broken, restore or remove it: ", (ValueError, KeyError)):
             lines = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= step]
-        file.with_suffix(".cut").write_text("".join(lines))
-        file.with_suffix(".cut").rename(file)
+        write_whole(file, "".join(lines))
 
 
 def check(items: dict):
-    """fail() if there is an item that can't be saved and loaded."""
+    """fail() if an item can't be saved and loaded."""
     for name, item in items.items():
         if not isinstance(item, dict) and not hasattr(item, "load_state_dict"):
             fail(f"run.checkpointed[{name!r}] is a {type(item).__name__}; it needs state_dict and load_state_dict")
 
 
 def load(folder: Path, items: dict) -> dict:
-    """Load the newest whole checkpoint in an output folder into the items; its state, or {} if there is none at all."""
+    """Load the newest whole checkpoint into the items. Returns its state, or {} if the folder has no checkpoint."""
     found = checkpoints(folder)[::-1]
+    names = {file.name.removesuffix(".pt") for checkpoint in found for file in checkpoint.iterdir()}
+    if missing := [name for name in items if found and name not in names]:
+        fail(f"--resume: the checkpoints in {folder} have no {missing[0]}, so another algorithm has written them; give "
+             "another --out")
     for checkpoint in found:
         try:
             state = json.loads((checkpoint / "trainer.json").read_text())
@@ -128,7 +129,7 @@ def load(folder: Path, items: dict) -> dict:
 
 
 def save(folder: Path, policy: Policy, tokenizer, items: dict | None = None, state: dict | None = None):
-    """Write a model folder, with the items and the state if it is to be a checkpoint."""
+    """Write a model folder. With items and a state it is a checkpoint."""
     partial = folder.with_name(folder.name + ".tmp")
     if rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
@@ -145,11 +146,11 @@ def save(folder: Path, policy: Policy, tokenizer, items: dict | None = None, sta
                 (partial / "trainer.json").write_text(json.dumps(state))
     if rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        partial.rename(folder)  # only now, so a folder with this name is always complete
 
 
 def prune(folder: Path, step: int, keep: int):
-    """On rank 0: of the checkpoints up to `step`, delete all but the newest `keep` (0: none)."""
+    """Delete all checkpoints up to `step` but the newest `keep` (0: keep all). Only rank 0 calls this."""
     done = [checkpoint for checkpoint in checkpoints(folder) if int(checkpoint.name[5:]) <= step]
     for checkpoint in done[:-keep] if keep else ():
         shutil.rmtree(checkpoint)
@@ -159,7 +160,7 @@ TRACKERS = dict(tensorboard="torch.utils.tensorboard", wandb="wandb")  # flag: t
 
 
 def check_trackers(cfg):
-    """fail() if the package of a service is missing that the configuration asks for."""
+    """fail() if --tensorboard or --wandb is given without its package."""
     for flag, module in TRACKERS.items():
         try:
             getattr(cfg, flag) and importlib.import_module(module)
@@ -168,7 +169,7 @@ def check_trackers(cfg):
 
 
 def trackers(cfg) -> list:
-    """Functions of (metrics, step) that log to the services that the configuration asks for."""
+    """Functions f(metrics, step), one for each of --tensorboard and --wandb that is given."""
     logs = []
     if cfg.tensorboard:
         board = importlib.import_module(TRACKERS["tensorboard"]).SummaryWriter(cfg.out)

@@ -1,7 +1,6 @@
 """From rows to problems: templates, prompts, gold answers, and the order in which a run draws the problems."""
 
 import functools
-import sys
 import zlib
 from collections import Counter
 from datetime import date

@@ -1,4 +1,4 @@
-"""The processes of a run: torchrun's, or one alone."""
+"""The processes of a run, started by torchrun or one alone: what they share, what they print, and how they fail."""
 
 import atexit
 import contextlib
@@ -11,13 +11,16 @@ import time
 import traceback
 
 import torch
+
+if torch.version.cuda is None:  # a torchvision made for CUDA breaks the import of transformers on a CPU build
+    sys.modules["torchvision"] = sys.modules["torchaudio"] = None
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
 from core.files import disk_is_full
 
-for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets \\u2264 in place of an error
+for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows \\u2264, which is better than an error
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 
@@ -32,25 +35,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def keep_freed_memory():
-    """Let glibc keep the memory of freed tensors for later ones. It would return large pieces to the system, and every
-    step would take them anew, page by page: 5 to 8 % of the time on a CPU."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
-
-
 def start_processes() -> str:
-    """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu". A lone GPU gets a group of
-    its own, because FSDP needs one.
+    """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu".
 
-    A process that ended right after a collective could now and then abort (SIGABRT): gloo's threads still hold its
-    tensors, and to release them they need the GIL, which an interpreter that is being taken down gives to nobody. Group
-    and threads outlive destroy_process_group, as caches of torch refer to them. So each process waits a moment for its
-    threads. (torch 2.13; pytorch issue 190489)"""
+    A single GPU gets a group of its own, because FSDP needs one."""
     cuda = torch.cuda.is_available()
-    if not cuda:
-        keep_freed_memory()
+    if not cuda and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        # glibc returns large pieces of memory to the system, and every step asks for them again: 5 to 8 % of its time.
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
     if not dist.is_initialized() and (cuda or "RANK" in os.environ):
         lacking = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if "RANK" in os.environ and lacking:
@@ -58,8 +51,10 @@ def start_processes() -> str:
             raise SystemExit(2)
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-        atexit.register(time.sleep, 0.2)  # comes last: for gloo's threads, see above
-        atexit.register(dist.destroy_process_group)  # on success alone: see leave()
+        # At exit the last function comes first. Gloo's threads still have tensors of the last collective. They need the
+        # GIL to free them, and a finalising interpreter never releases it: SIGABRT (torch 2.13, pytorch issue 190489).
+        atexit.register(time.sleep, 0.2)
+        atexit.register(dist.destroy_process_group)  # only after success: see leave()
         sys.excepthook = functools.partial(report_and_leave, show=sys.excepthook)  # around torch's, with the rank
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -67,14 +62,14 @@ def start_processes() -> str:
 
 
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
-    """Sum (or maximum) of a CPU tensor over the ranks, on every rank."""
+    """Sum (or maximum) of a CPU tensor over the ranks, on every rank. Changes the tensor."""
     if world() > 1:
         dist.all_reduce(tensor, op)
     return tensor
 
 
 def gather(own: list, count: int) -> list:
-    """The list of `count` items on every rank, from the ranks' shares: items rank, rank + world, ..."""
+    """The whole list of `count` items, on every rank. own: this rank's share of it, list[rank::world]."""
     parts = [own]
     if world() > 1:
         parts = [None] * world()
@@ -111,7 +106,7 @@ def catch_signals() -> list:
 
 # ------------------------------------------------------------------------------------------------ what takes long
 class Lines:
-    """A file for tqdm where there is no terminal: each state of the bar becomes a line."""
+    """A file for tqdm without a terminal: each state of the bar is a line."""
 
     def write(self, text):
         if text.strip():
@@ -122,8 +117,9 @@ class Lines:
 
 
 def bar_style(delay=5) -> dict:
-    """How tqdm shows work that may take long: a bar that comes after `delay` seconds, or without a terminal a line
-    every 30 seconds. Both say how much time is left."""
+    """Arguments of tqdm for long work: a bar after `delay` seconds; without a terminal, a line every 30 seconds.
+
+    Both say how much time is left."""
     if sys.stderr.isatty():
         form = "{desc} {percentage:3.0f} % |{bar}| {remaining} left"
         return dict(bar_format=form, delay=delay, leave=False, dynamic_ncols=True)
@@ -131,13 +127,14 @@ def bar_style(delay=5) -> dict:
     return dict(bar_format=form, delay=30, mininterval=30, miniters=1, leave=False, file=Lines())
 
 
-outer = []  # (bar, size of the part that is being done): the bar of watched(), while it is open
+outer = []  # (bar of watched(), size of its current item), while that bar is open
 
 
 @contextlib.contextmanager
 def progress(total: int, what: str, quiet=False):
-    """Yields a function to call with how much of `total` has just been done: it moves a bar. Within watched() it moves
-    that bar instead, by the same share of the part that is being done."""
+    """A progress bar, as `with progress(total, what) as done:`. Call done(x) when x more of `total` is done.
+
+    Inside watched() there is no second bar. The bar of watched() moves by the same share of its current item."""
     if outer and not quiet:
         bar, size = outer[0]
         yield lambda done: bar.update(done * size / max(1, total))
@@ -147,7 +144,7 @@ def progress(total: int, what: str, quiet=False):
 
 
 def watched(items, what: str, sizes=None, done=0):
-    """Yields the items after the first `done`, under a bar on rank 0. sizes: how much work each is (default: 1)."""
+    """Yield the items after the first `done`, with a bar on rank 0. sizes: how much work each item is (default: 1)."""
     sizes = sizes or [1] * len(items)
     with tqdm(total=sum(sizes), initial=sum(sizes[:done]), desc=what, disable=rank() > 0, **bar_style(delay=1)) as bar:
         try:
@@ -161,10 +158,11 @@ def watched(items, what: str, sizes=None, done=0):
 
 # ------------------------------------------------------------------------------------------------ failing
 def first_to_say(message: str) -> bool:
-    """True for the first process that calls this with this message, so that it is printed once. It asks torchrun's
-    store: a collective would wait for processes that may never come here."""
+    """True for the first process that calls this with this message. So it is printed once.
+
+    It asks torchrun's store. A collective would wait for processes that may never come here."""
     if not dist.is_initialized():
-        return int(os.environ.get("RANK", 0)) == 0  # so early, all processes fail alike
+        return int(os.environ.get("RANK", 0)) == 0  # this early, all processes fail in the same way
     try:
         return world() == 1 or _get_default_store().add(f"said: {message}", 1) == 1
     except RuntimeError:  # the store is gone
@@ -172,9 +170,10 @@ def first_to_say(message: str) -> bool:
 
 
 def leave(status: int):
-    """End this process at once if it is one of many. To take the process group down in order, as at the end of a run,
-    would wait for the others, which wait for this one in a collective; so they lose the connection and fail too, or
-    torchrun ends them."""
+    """End this process at once if there are others.
+
+    destroy_process_group() would wait for the others, which wait for this one in a collective. Now they lose the
+    connection and fail too, or torchrun ends them."""
     if world() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -182,7 +181,7 @@ def leave(status: int):
 
 
 def report_and_leave(kind, error, trace, show):
-    """Report an error, once where processes fail in the same line, and leave."""
+    """Report an error and leave. If processes fail in the same line, only one reports it."""
     if first_to_say("".join(traceback.format_tb(trace))):
         show(kind, error, trace)
     leave(1)
@@ -200,7 +199,7 @@ def fail(message: str):
 
 @contextlib.contextmanager
 def bad_input(where="", kinds=(OSError, ValueError)):
-    """Errors of these kinds inside are bad input: fail() with `where` and the first line of the error."""
+    """Inside this context, errors of these kinds are bad input: fail(where + first line of the error)."""
     try:
         yield
     except kinds as error:
@@ -208,7 +207,7 @@ def bad_input(where="", kinds=(OSError, ValueError)):
 
 
 def advise(kind, error, trace, show=sys.excepthook):
-    """Python's own report of an error; if GPU memory ran out, with the flags to lower. A full disk is one line."""
+    """Python's report of an error. A full disk is one line. Without GPU memory, it also says which flags to lower."""
     if disk_is_full(error):
         words = " ".join(str(error).split())[-200:]
         return print(f"error: the disk is full ({words}); make room, then go on: the same command, for training with "

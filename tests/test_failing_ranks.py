@@ -148,7 +148,7 @@ def test_torchrun_waits_for_the_step_as_long_as_it_is_told(tmp_path, small, pati
 def test_a_rank_without_a_meeting_place_is_one_line(tmp_path):
     """As in a shell where somebody has exported RANK, or in a job that sets it without torchrun."""
     process = start(sys.executable, "-c", "from core.processes import start_processes; start_processes()", RANK="0",
-                    PYTHONPATH=str(ROOT))  # fmt: skip
+                    PYTHONPATH=str(ROOT))
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 2
     assert text == "error: RANK is set, but not WORLD_SIZE; start through torchrun, or unset RANK\n"
@@ -157,5 +157,5 @@ def test_a_rank_without_a_meeting_place_is_one_line(tmp_path):
 def test_a_terminal_that_knows_ascii_alone_is_no_error():
     """PYTHONIOENCODING=ascii, as in some containers: a problem may hold any character."""
     text = output_of(sys.executable, "-c", "from core.processes import say; say('x \u2264 \u4e2d')",
-                     PYTHONIOENCODING="ascii", PYTHONPATH=str(ROOT))  # fmt: skip
+                     PYTHONIOENCODING="ascii", PYTHONPATH=str(ROOT))
     assert text == "x \\u2264 \\u4e2d\n"

@@ -52,7 +52,7 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(train, tmp_path, caps
 
 @early
 @pytest.mark.parametrize("place, says", [("file", "is a file"), ("file/run", "Not a directory"),
-                                         ("x" * 300, "too long"), ("/proc/run", "--out /proc/run: ")])  # fmt: skip
+                                         ("x" * 300, "too long"), ("/proc/run", "--out /proc/run: ")])
 def test_a_folder_that_can_not_be_made_is_refused_at_once(train, tmp_path, capsys, place, says):
     (tmp_path / "file").touch()
     assert train(tmp_path / place) == 2
@@ -271,7 +271,7 @@ def test_what_else_is_new_is_said_and_the_run_goes_on(again):
     assert status == 0
     (line,) = [line for line in words.splitlines() if line.startswith("--resume: from here on")]
     for part in ("lr is 1e-05 (was 0.0003)", "reward is format (was ground_truth)", "steps is 3 (was 2)",
-                 "clip_high is 0.3 (was 0.2)"):  # fmt: skip
+                 "clip_high is 0.3 (was 0.2)"):
         assert part in line
 
 

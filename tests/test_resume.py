@@ -14,6 +14,7 @@ import pytest
 from helpers import assert_same_run, error_line, files, metrics, same_weights, start, weights
 
 import grpo
+import ppo
 from core import checkpoint
 
 SCRIPT = grpo.__file__
@@ -106,6 +107,16 @@ def test_without_a_whole_checkpoint_resume_is_an_error(train, straight, tmp_path
     before = files(out)
     assert train(out, "--steps", 4, "--resume") == 2
     assert "--resume" in error_line(capsys) and files(out) == before
+
+
+def test_a_resume_over_another_algorithms_run_says_what_is_missing(train, straight, tmp_path, capsys):
+    """PPO needs a critic, which GRPO does not save. The checkpoint is not broken."""
+    out = cut_back(straight, tmp_path / "run")
+    capsys.readouterr()
+    before = files(out)
+    assert train(out, "--steps", 4, "--resume", module=ppo) == 2
+    line = error_line(capsys)
+    assert "have no critic" in line and "another --out" in line and files(out) == before
 
 
 def nothing_to_learn_at_first():

@@ -141,7 +141,7 @@ def test_in_a_pipe_one_line_announces_a_download(monkeypatch, capsys, terminal, 
 
 # ------------------------------------------------------------------------------------------------ training
 @pytest.mark.parametrize("columns, shown", [(60, ["reward"]), (80, ["reward", "accuracy", "entropy"]),
-                                            (120, ["reward", "accuracy", "entropy", "kl", "length"])])  # fmt: skip
+                                            (120, ["reward", "accuracy", "entropy", "kl", "length"])])
 def test_the_training_bar_shows_what_there_is_room_for(terminal, capsys, columns, shown):
     terminal(columns)
     metrics = dict(loss=-0.0123, reward=0.516, accuracy=0.516, entropy=0.125, kl=0.00121, length=33.9)
@@ -161,14 +161,14 @@ def test_the_time_that_is_left_comes_from_the_mean_of_the_steps(monkeypatch, cap
     run = SimpleNamespace(step=12, began=(100.0, 10), cfg=SimpleNamespace(steps=40), metrics=metrics, bar=bar)
     record.progress(run, 1.25)
     assert capsys.readouterr().out == (
-        "step 12/40  reward 0.5  accuracy 0.25  entropy 1  length 20  1.2 s  07:00 left\n")  # fmt: skip
+        "step 12/40  reward 0.5  accuracy 0.25  entropy 1  length 20  1.2 s  07:00 left\n")
 
 
 # ------------------------------------------------------------------------------------------------ the first words
 @pytest.mark.parametrize("module, script, name", [
     (grpo, "grpo", "GRPO"), (raft_pp, "raft_pp", "RAFT++"), (reinforce_rej, "reinforce_rej", "Reinforce-Rej"),
     (iterative_dpo, "iterative_dpo", "Iterative DPO"), (grpo, "mine", "mine"),
-])  # fmt: skip
+])
 def test_a_method_is_called_as_its_docstring_says_and_a_copy_by_its_own_name(module, script, name):
     assert record.method(module.Config, script) == name
 
@@ -191,7 +191,7 @@ def test_readme_shows_the_first_line_of_the_default_run(policy, tokenizer, monke
     cfg = common.parse(grpo.Config, grpo.__doc__, [])
     sampler, prompt = TorchSampler(policy, {260}), dict(prompt=tokenizer("1+1")["input_ids"])
     run = SimpleNamespace(cfg=cfg, config=dict(about=common.about(cfg)), policy=policy, sampler=sampler, step=0,
-                          problems=[prompt] * 10_000, tokenizer=tokenizer, device="cpu")  # fmt: skip
+                          problems=[prompt] * 10_000, tokenizer=tokenizer, device="cpu")
     record.introduction(run)
     what, where, first = capsys.readouterr().out.splitlines()  # and nothing is unusual
     readme = (Path(grpo.__file__).parent / "README.md").read_text()
