@@ -9,7 +9,6 @@ from core.processes import all_reduce, bad_input, catch_signals, fail, rank, say
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from core import checkpoint, record
 from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out, find_check,  # noqa: F401
@@ -17,7 +16,7 @@ from core.config import (MODELS, about, arg, check_bounds, choose_template, defa
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
 from core.meter import METRICS, Meter, watched  # noqa: F401
 from core.minibatches import split, token_moments  # noqa: F401
-from core.policy import Policy
+from core.policy import UNUSABLE, Policy
 from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names  # noqa: F401
 from core.rollout import Batch, Rollouts, generate
 from core.sampler import TorchSampler, choose_sampler, new_sampler, sampler_of  # noqa: F401
@@ -152,9 +151,6 @@ def full_loss(new, entropy, tokens, token_loss, cfg):
 
 
 # ========================================================================================================== run
-UNUSABLE = OSError, SafetensorError, ValueError  # weights that are missing or not whole, a model that is not supported
-
-
 class Run:
     """A training run. Its methods are the verbs of the loop.
 

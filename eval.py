@@ -14,7 +14,6 @@ and every setting that moves them; and a figure of the same name. The same comma
 
 import json
 import os
-import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -26,22 +25,22 @@ import common
 import numpy as np
 import plot
 import torch
-from common import arg
+from core.config import (arg, check_bounds, choose_template, find_check, find_model, longest_sequence, model_defaults,
+                         parse)
 from core.data import encode, load_data
 from core.rows import DATA
-from core.processes import all_reduce, bad_input, fail, rank, say, watched, world
+from core.policy import UNUSABLE, Policy
+from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, watched, world
 from core.rewards import examine, score
 from core.rollout import Batch
-from core.sampler import TorchSampler
-from core.saved import about_problem, problem_of, read_responses, saved_lines
-from core.saved import rows_of as rows_to_save
+from core.sampler import TorchSampler, choose_sampler, new_sampler
+from core.saved import about_problem, label, problem_of, read_responses, rows_of, saved_lines, to_rows
 from core.stats import (count, crossing, holm, maj_at_k, mean_lengths, pass_at_k, permutation_p, solvable, spread,
                         transitions, with_interval)
-from core.files import checksum, lock, try_folder
-from core.verify import extract, last_boxed, normalise
+from core.files import checksum, lock, try_folder, write_whole
+from core.verify import extract, last_boxed, normalise, right
 
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
-MAY_DIFFER = set("bench seeds out ks processes versions hardware tp vllm_memory".split())  # in a continued evaluation
 SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
 BEHAVIOURS = {  # patterns, counted per response: fewer matches than the judge model of arXiv 2503.01307 would find
     "backtracking": r"try (a different|another|again)|start over|go back|(does|did)(n't| not) work|alternatively",
@@ -87,19 +86,11 @@ class Config:
 
 
 # ================================================================================================ saved evaluations
-def checked(function, *args):
-    """function(*args); an OSError or a ValueError in it is bad input, so it ends the program in one line."""
-    with bad_input():
-        return function(*args)
-
-
-def rows_of(saved: dict[str, np.ndarray]) -> list[dict]:
-    """The rows {column: value} of columns [P, n], the samples of a problem together."""
-    return [dict(zip(saved, values)) for values in zip(*[column.flat for column in saved.values()])]
+read = bad_input()(read_responses)  # a broken file ends the program in one line
 
 
 def majority(saved: dict[str, np.ndarray], right: np.ndarray, ks: list[int]) -> list[list[float]]:
-    """maj@k of each problem, for k in ks, over its first 256 samples at most: more would take minutes to count."""
+    """maj@k of each problem, for k in ks, over its first 256 samples: counting more would take minutes."""
     ballots, curves = min(right.shape[1], 256), []
     for hits, answers in zip(right[:, :ballots], saved["extracted"]):
         wrong = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
@@ -122,7 +113,7 @@ def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
     explicit = found["self_correction"] > 0  # with the accuracy, the four fractions of arXiv 2504.04022
     shares = dict(truncated=truncated, boxed=np.vectorize(lambda text: last_boxed(text) is not None)(texts),
                   python=count("python", texts) > 0, explicit_rate=explicit, explicit_accuracy=right * explicit,
-                  implicit_accuracy=right * ~explicit, **found)  # fmt: skip
+                  implicit_accuracy=right * ~explicit, **found)
     deviation, by_chance = spread(by_seed)
     # Samples that show a difference of 2 points: 2.8 is 1.96 + 0.84, a two-sided test at 5 % with a power of 80 %.
     needed = 2 * (2.8 / 0.02) ** 2 * by_chance**2 * by_seed.shape[2]
@@ -132,11 +123,11 @@ def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:
         maj_at=with_interval(majority(saved, right, ks)), per_seed=by_seed.mean((0, 2)).tolist(), seed_std=deviation,
         by_chance=by_chance, needed=needed, length=mean_lengths(tokens, right, among=True),
         length_whole=mean_lengths(tokens, right, among=~truncated), right=right.sum(1).tolist(),
-        **{name: float(share.mean()) for name, share in shares.items()})  # fmt: skip
+        **{name: float(share.mean()) for name, share in shares.items()})
 
 
 def in_words(value) -> str:
-    """A cell of a table: a share as percent, [mean, low, high] with its interval, lengths as right / wrong."""
+    """A cell of a table. A share is in percent, [mean, low, high] is an interval, lengths are right / wrong."""
     if isinstance(value, float):
         return f"{100 * value:.1f}"
     if isinstance(value, dict):
@@ -147,7 +138,7 @@ def in_words(value) -> str:
 
 
 def table(rows: list[dict]):
-    """Print rows in columns, under the names of the first row's columns; see in_words()."""
+    """Print rows in columns, under the names of the first row's columns."""
     cells = [list(rows[0]), *[[in_words(value) for value in row.values()] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
     say("")
@@ -156,15 +147,13 @@ def table(rows: list[dict]):
 
 
 def save(folder, name: str, result: dict):
-    """Write NAME.json, whole or not at all, and its figure; on rank 0."""
+    """On rank 0: write NAME.json and its figure."""
     if rank() > 0:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    file, unfinished = Path(folder, f"{name}.json"), Path(folder, f"{name}.tmp")
-    unfinished.write_text(json.dumps(result, indent=1))
-    unfinished.replace(file)
+    write_whole(Path(folder, f"{name}.json"), json.dumps(result, indent=1))
     if "benchmarks" in result:
-        plot.draw_evaluation(file)
+        plot.draw_evaluation(Path(folder, f"{name}.json"))
         say(f"\nnumbers: {folder}/{name}.json   figure: {folder}/{name}.png")
 
 
@@ -183,16 +172,16 @@ def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
 
 
 def rescore(cfg):
-    """Grade saved responses again, and say how often the grades that the file holds agree."""
-    name, saved, check = Path(cfg.rescore).stem, checked(read_responses, cfg.rescore), common.find_check(cfg.check)
+    """Grade saved responses again, and say how often the file's own grades agree."""
+    name, saved, check = Path(cfg.rescore).stem, read(cfg.rescore), find_check(cfg.check)
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
     sources = saved.pop("source").flatten()
     problems = [problem_of(row) if check else dict(answer=gold) for row, gold in zip(sources, saved["gold"].flat)]
     parts = watched(range(0, len(texts), 500), "grading")
     scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
-    saved["correct"].flat = (torch.cat(scores) > 0.5).tolist()
+    saved["correct"].flat = right(torch.cat(scores)).tolist()
     saved["extracted"].flat = [extract(text) for text in texts]
-    rows = rows_of(saved)
+    rows = to_rows(saved)
     if check:
         rows = [row | about_problem(problem, row["problem_id"], check) for row, problem in zip(rows, problems)]
     save(cfg.out, "summary", {})  # makes the folder; report() fills it in
@@ -207,57 +196,37 @@ def rescore(cfg):
 
 
 # ======================================================================================================== evaluating
-def label(name: str, names: list[str]) -> str:
-    """The name of a benchmark in the output folder. A file: without its ending, with as many parent folders as it takes
-    to be unique among the names."""
-
-    def parts(name):
-        path = Path(name.removesuffix(".gz"))
-        return path.with_suffix("").absolute().parts if Path(name).is_file() else (re.sub("[/:]+", "-", name),)
-
-    for size in range(1, len(parts(name)) + 1):
-        if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
-            return "-".join(parts(name)[-size:])
-    return re.sub("[/:.]+", "-", name).strip("-")  # two files that differ only in their ending keep it
-
-
-def describe(policy, sampler) -> dict:
-    """What moves the numbers of an evaluation besides its flags: a checksum of the weights, versions, precision,
-    engine, number of processes, hardware. All ranks have to call it together."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
-    if not isinstance(sampler, TorchSampler):
-        versions["vllm"] = sampler.version
-    checksum = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return dict(weights=checksum, versions=versions, dtype=str(policy.dtype), engine=type(sampler).__name__,
-                processes=world(), hardware=hardware)  # fmt: skip
-
-
 def open_model(cfg) -> tuple:
-    """(policy without an optimizer, sampler with its weights, tokenizer, description of them) to evaluate cfg.model."""
-    device = common.start_processes()  # first, for whatever fails from here on may fail on one rank alone
-    source, config, tokenizer = common.find_model(cfg.model, "model")
+    """(policy, sampler, tokenizer, about) of cfg.model. about: what moves the numbers besides the flags. All ranks call
+    this together."""
+    device = start_processes()  # first: from here on, a failure may hit one rank alone
+    source, config, tokenizer = find_model(cfg.model, "model")
     with bad_input():
-        kind = common.choose_sampler(cfg)
-    with bad_input(f"--model {cfg.model}: ", common.UNUSABLE):
-        policy = common.Policy(source, device, vocab=len(tokenizer))
-    sampler = common.new_sampler(kind, policy, tokenizer)
+        plain = choose_sampler(cfg) is TorchSampler
+    with bad_input(f"--model {cfg.model}: ", UNUSABLE):
+        policy = Policy(source, device, vocab=len(tokenizer))
+    sampler = new_sampler(cfg, policy, tokenizer)
     sampler.sync(policy)
-    windows = device == "cuda" and kind is not common.TorchSampler
-    about = describe(policy, sampler) | dict(context=common.longest_sequence(config, windows))
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
+    weights = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())  # a checksum
+    about = dict(weights=weights, versions=versions if plain else versions | dict(vllm=sampler.version),
+                 dtype=str(policy.dtype), engine=type(sampler).__name__, processes=world(),
+                 hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+                 context=longest_sequence(config, device == "cuda" and not plain))
     return policy, sampler, tokenizer, about
 
 
+@bad_input()
 def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
-    """{benchmark: problems}; with --wrong, the first wrong response to each problem in that file, to be continued."""
+    """{benchmark: problems}. With --wrong: the problems of that file, to be continued after a wrong response."""
     if not cfg.wrong:
         names = list(dict.fromkeys(cfg.bench.split(",")))
         datas = [f"{name}-test" if f"{name}-test" in DATA else name for name in names]  # "gsm8k" is for training
-        return {label(name, names): checked(load_data, data, tokenizer, cfg, cfg.limit, not cfg.check, "test")
+        return {label(name, names): load_data(data, tokenizer, cfg, cfg.limit, not cfg.check, "test")
                 for name, data in zip(names, datas)}
-    saved = checked(read_responses, cfg.wrong)
-    wrong = [row for row in rows_of(saved) if row["correct"] is False]
-    first = {row["problem_id"]: row for row in reversed(wrong)}  # of each problem the first one stays
+    saved = read(cfg.wrong)
+    wrong = [row for row in to_rows(saved) if row["correct"] is False]
+    first = {row["problem_id"]: row for row in reversed(wrong)}  # the first response to each problem
     if not first:
         fail(f"{cfg.wrong}: no response in it is graded as wrong")
     problems = []
@@ -269,17 +238,18 @@ def load_problems(cfg, tokenizer) -> dict[str, list[dict]]:
 
 
 def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
-    """Append to a file the rows that it lacks; those that it has must belong to these problems. An interrupted chunk is
-    done again as a whole: its batch is the same."""
-    size, done, check = max(1, cfg.chunk // cfg.samples), 0, common.find_check(cfg.check)
+    """Append the rows that a file lacks. Those in it must answer these problems. An interrupted chunk is done again,
+    because its batch has to be the same."""
+    size, done, check = max(1, cfg.chunk // cfg.samples), 0, find_check(cfg.check)
     chunks = [(seed, i) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for i in range(0, len(problems), size)]
     sizes = [cfg.samples * len(problems[i : i + size]) for _, i in chunks]
     if rank() == 0:
-        checked(lock, file)
-        lines = checked(saved_lines, file, problems, cfg.samples, check)
+        with bad_input():
+            lock(file)
+            lines = saved_lines(file, problems, cfg.samples, check)
         ends = np.cumsum([0, *sizes])
-        done = int(np.searchsorted(ends, len(lines), side="right")) - 1  # chunks that are complete
-        whole = lines[: ends[done]] if done < len(chunks) else lines  # the file may hold more seeds than cfg asks for
+        done = int(np.searchsorted(ends, len(lines), side="right")) - 1  # complete chunks
+        whole = lines[: ends[done]] if done < len(chunks) else lines  # it may have more seeds than cfg asks for
         with file.open("r+b") as out:
             out.truncate(sum(map(len, whole)))
     done = int(all_reduce(torch.tensor(done)))  # from rank 0; the others have 0
@@ -287,43 +257,45 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
         rollouts = examine(sampler, tokenizer, problems[i : i + size], cfg.samples, seed, cfg, first=i, check=check)
         if rank() == 0:
             with open(file, "a") as out:
-                out.write("".join(json.dumps(row, default=str) + "\n" for row in rows_to_save(rollouts, seed, i)))
+                out.write("".join(json.dumps(row, default=str) + "\n" for row in rows_of(rollouts, seed, i)))
 
 
 def evaluate(cfg, model=None) -> dict:
-    """Sample and grade responses to all problems; {benchmark: its summary} on rank 0. model: see open_model()."""
+    """Sample and grade responses to all problems. Returns {benchmark: its summary}, on rank 0. model: open_model()."""
     _, sampler, tokenizer, about = model or open_model(cfg)
-    cfg.template = common.choose_template(cfg.template, tokenizer)
+    cfg.template = choose_template(cfg.template, tokenizer)
     benches, out = load_problems(cfg, tokenizer), Path(cfg.out)
     longest = max(len(problem["prompt"]) for problems in benches.values() for problem in problems)
     if longest > cfg.max_prompt_tokens or longest + cfg.max_new_tokens > about["context"]:
         fail(f"a prompt of {longest}: lower --max_new_tokens or raise --max_prompt_tokens ({about['context']} in all)")
     turns = [dict(role="system", content=cfg.system)] if cfg.system else []
     settings = vars(cfg) | about | dict(prompt=encode("{problem}", cfg.template, tokenizer, cfg.prefix, turns)["text"])
-    if common.find_check(cfg.check):  # what counts is what is in the file
+    if find_check(cfg.check):  # what counts is what is in the file
         settings["check"] += f", checksum {checksum(cfg.check):08x}"
     if rank() == 0:
-        old = checked(json.loads, (out / "summary.json").read_text() if (out / "summary.json").exists() else "{}")
+        with bad_input(f"{out}/summary.json: "):
+            old = json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else {}
         old = old.get("settings", {})
-        for name in set(old) - MAY_DIFFER:
+        for name in set(old) - set("bench seeds out ks processes versions hardware tp vllm_memory".split()):
             if old[name] != settings.get(name):
                 fail(f"{out} holds an evaluation with {name} {old[name]}, not {settings.get(name)}; give another --out")
         save(out, "summary", dict(settings=settings))
     for name, problems in benches.items():
         answer(cfg, out / f"{name}.jsonl", problems, sampler, tokenizer)
-    saved = {name: checked(read_responses, out / f"{name}.jsonl") for name in benches if rank() == 0}
+    saved = {name: read(out / f"{name}.jsonl") for name in benches if rank() == 0}
     return report(cfg, settings, saved) if saved else {}
 
 
 def sweep(cfg):
-    """Evaluate at each value of one setting, in a folder each; sweep.json and its figure."""
+    """Evaluate at each value of one setting, each in a folder of its own. Writes sweep.json and its figure."""
     name, _, values = cfg.sweep.partition("=")
     if name not in SWEPT:
         fail(f"--sweep {cfg.sweep}: give NAME=A,B or NAME=A|B, where NAME is one of {', '.join(SWEPT)}")
     values, kind = values.split("|" if "|" in values else ","), type(getattr(Config, name))
-    configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: checked(kind, x)}) for i, x in enumerate(values)]
+    with bad_input():
+        configs = [replace(cfg, out=f"{cfg.out}/{i}", **{name: kind(x)}) for i, x in enumerate(values)]
     for one in configs:
-        common.check_bounds(one)
+        check_bounds(one)
     model = open_model(max(configs, key=lambda one: one.max_new_tokens))  # an engine reserves room for the longest
     benches = {}  # {benchmark: {value: summary}}
     for value, one in zip(values, configs):
@@ -336,8 +308,9 @@ def sweep(cfg):
 
 # ========================================================================================================= comparing
 def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
-    """B against the baseline A on the same problems, from columns [P, n]; n may differ. gap: how far the accuracy of B
-    stays below what A solves within n samples, Delta_SE of arXiv 2504.13837."""
+    """B against the baseline A on the same problems, from columns [P, n]; n may differ.
+
+    gap: A's pass@n minus B's accuracy, Delta_SE of arXiv 2504.13837."""
     right_a, right_b = a["correct"].astype(float), b["correct"].astype(float)
     n = min(right_a.shape[1], right_b.shape[1])
     ks = [2**i for i in range(n.bit_length())]
@@ -348,14 +321,14 @@ def contrast(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
                 delta_at=with_interval((curve_b - curve_a)[:, np.array(ks) - 1], least=-1),
                 solvable=solvable(right_a.sum(1), right_b.sum(1)), crossing=crossing(curve_a.mean(0), curve_b.mean(0)),
                 transitions=transitions(python_a, right_a, python_b, right_b),
-                gap=float(curve_a[:, -1].mean() - right_b.mean()))  # fmt: skip
+                gap=float(curve_a[:, -1].mean() - right_b.mean()))
 
 
 def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[float]:
-    """exp(-mean logprob) of up to 16 saved responses to each problem, end tokens included, under an opened model."""
+    """exp(-mean logprob) of up to 16 saved responses to each problem, end tokens included. model: of open_model()."""
     policy, _, tokenizer, _ = model
     prompts, responses = [], []
-    for row in rows_of({name: column[:, :16] for name, column in saved.items()}):
+    for row in to_rows({name: column[:, :16] for name, column in saved.items()}):
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
         end = [tokenizer.eos_token_id if row["end"] is None else row["end"]]
         if row["finish"] != "length" and ids[-1:] != end:  # the text has an end token that is no special one
@@ -368,16 +341,17 @@ def perplexities(model, settings: dict, saved: dict[str, np.ndarray]) -> list[fl
 
 
 def compare(cfg):
-    """Every saved evaluation against the first, on the benchmarks that all have; compare.json and its figure."""
+    """Every saved evaluation against the first, on the benchmarks that all have. Writes compare.json and its figure."""
     first, *others = cfg.compare
     saved, results = {}, {}  # {path: {benchmark: columns}}, {benchmark: numbers}
     for path in cfg.compare:
         files = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [Path(path)]
-        saved[path] = {file.stem: checked(read_responses, file) for file in files}
+        saved[path] = {file.stem: read(file) for file in files}
     shared = [name for name in saved[first] if all(name in benches for benches in saved.values())]
     if not shared or not others:
         fail(f"--compare {' '.join(cfg.compare)}: give two or more evaluations with a BENCHMARK.jsonl of the same name")
-    settings = json.loads(checked(Path(first, "summary.json").read_text))["settings"] if cfg.perplexity else {}
+    with bad_input():
+        settings = json.loads(Path(first, "summary.json").read_text())["settings"] if cfg.perplexity else {}
     model = open_model(replace(cfg, model=settings["model"])) if settings else None
     for name in shared:
         columns = {path: benches[name] for path, benches in saved.items()}
@@ -396,27 +370,27 @@ def compare(cfg):
         table([{f"{name}: against {first}": path, "average": models[path]["avg"], "difference": pair["difference"],
                 "p": f"{pair['p']:.4f}", "p, Holm": f"{pair['p_holm']:.4f}", "crossing at k": pair["crossing"],
                 f"delta@{pair['ks'][-1]}": pair["delta_at"][-1], "efficiency gap": pair["gap"],
-                **{x: len(ids) for x, ids in pair["solvable"].items()}} for path, pair in pairs.items()])  # fmt: skip
+                **{x: len(ids) for x, ids in pair["solvable"].items()}} for path, pair in pairs.items()])
         for path, pair in pairs.items():
             table([{f"{path}: strategies": cell} | numbers for cell, numbers in pair["transitions"].items()])
     save(cfg.out, "compare", dict(baseline=first, benchmarks=results))
 
 
 def main():
-    cfg = common.parse(Config, __doc__)
+    cfg = parse(Config, __doc__)
     run = Path(cfg.model).parent / "config.json"  # of the training run that the model comes from, if there is one
-    suits = json.loads(run.read_text()) if run.is_file() else common.model_defaults(common.Config, cfg.model)
-    label = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
-    mode, parts = evaluate, ["eval", label]
+    suits = json.loads(run.read_text()) if run.is_file() else model_defaults(common.Config, cfg.model)
+    name = "-".join(Path(cfg.model).parts[-2 if run.is_file() else -1 :])
+    mode, parts = evaluate, ["eval", name]
     if cfg.rescore:
         mode, parts = rescore, ["rescore", Path(cfg.rescore).name.removesuffix(".jsonl")]
     elif cfg.compare:
         mode, parts = compare, ["compare", *[Path(path).name.removesuffix(".jsonl") for path in cfg.compare]]
     elif cfg.sweep:
-        mode, parts = sweep, ["sweep", label, cfg.sweep.split("=")[0]]
-    # Parsed again, with defaults that suit the model: explicit flags come after them and win.
+        mode, parts = sweep, ["sweep", name, cfg.sweep.split("=")[0]]
+    # Parse again, with defaults that suit the model. Explicit flags are behind them and win.
     known = [f"--{x}={suits[x]}" for x in "template system max_prompt_tokens max_new_tokens".split() if x in suits]
-    cfg = common.parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
+    cfg = parse(Config, __doc__, [*known, f"--out=out/{'-'.join(parts)}", *sys.argv[1:]])
     cfg.bench = cfg.bench or (suits.get("eval_data") or "math500").removesuffix("-test")
     if os.environ.get("RANK", "0") == "0":  # before anything is loaded
         with bad_input(f"--out {cfg.out}: "):

@@ -119,7 +119,7 @@ SAME = {
     "．": ".", "：": ":", "（": "(", "）": ")", "％": "%", "＝": "=", "－": "-", "✅": "", "￥": "¥", "元": "¥",
     r"US}\$": "＄}", "円": "¥", r"\pounds": "£", r"\textsterling": "£", r"\euro": "€", r"\texteuro": "€", r"\yen": "¥",
     r"\textyen": "¥", r"\cent": "¢", r"\textcent": "¢", r"\textdollar": "＄", "US$": "＄", r"US\$": "＄",
-}  # fmt: skip
+}
 SAMES = re.compile("|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in SAME))
 CODES = dict(USD="＄", EUR="€", GBP="£", JPY="¥", CNY="¥", RMB="¥", INR="₹", Rs="₹")
 MONEY = {"€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees", "¢": "cents", "＄": "dollars"}
@@ -183,7 +183,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     # x^{2}; 1010_2; the ratio 1:2:3; commas and full stops at the ends
     (r"([\^_])\{(\w)\}", r"\1\2"), (r"^(\d[\dA-F]*)_\{?\(?([2-9]|1[0-6])\)?\}?$", decimal_value),
     (r"^([^:,()]+):([^:,()]+):([^:,()]+)$", r"(\\frac{\1}{\3},\\frac{\2}{\3})"), (r"^,+|[.,]+$|(?<=\d)\.(?=/)", ""),
-)]  # fmt: skip
+)]
 
 
 def number(text: str) -> Fraction | None:

@@ -149,7 +149,7 @@ class Attention(torch.autograd.Function):
             keys, values = (fill(x, r.keys, heads) for x in (k, v))
             whole = fill(lse[..., None], r.queries)[..., 0].masked_fill(~r.real[:, None], 1e30)  # pads: probability 0
             more = flash_backward(fill(grad, r.queries), fill(q, r.queries), keys, values, fill(out, r.queries), whole,
-                                  0.0, r.causal, attn_mask=r.mask, scale=scale)  # fmt: skip
+                                  0.0, r.causal, attn_mask=r.mask, scale=scale)
             add(sums[0], r.queries, more[0])
             for total, part in zip(sums[1:], more[1:]):
                 add(total, r.keys, part if heads == 1 else part.unflatten(1, (-1, heads)).sum(2))
@@ -175,7 +175,7 @@ def refuse_attention(softcap, s_aux, tokens: int, window):
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None,
-                     softcap=None, s_aux=None, **kwargs):  # fmt: skip
+                     softcap=None, s_aux=None, **kwargs):
     """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
     sliding_window: a token sees this many tokens, itself included (None: all before it). Registered with transformers,
     which calls it in every layer. Raises ValueError for what it can't compute."""

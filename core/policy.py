@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
+from safetensors import SafetensorError
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -31,6 +32,9 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when 
 
 
 # ------------------------------------------------------------------------------------------------ the policy
+UNUSABLE = OSError, SafetensorError, ValueError  # weights are missing or broken, or the model is not supported
+
+
 def make_savable(generation):
     """Some models have a generation config that transformers loads but refuses to save, such as do_sample false beside
     a temperature. Drop its sampling settings: here they are flags."""

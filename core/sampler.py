@@ -65,7 +65,7 @@ class Cache:
         self.shared[layer].append((key.contiguous(), value.contiguous(), self.bias))
         grouped = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=not start, scale=scale,
-                                              enable_gqa=grouped)  # fmt: skip
+                                              enable_gqa=grouped)
 
     def write(self, layer, query, key, value, scale):
         """Attention of one new token per response: query [R, heads, 1, D] -> [R, heads, 1, D]."""
@@ -108,7 +108,7 @@ class Cache:
 
 
 def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, sliding_window=None,
-                     softcap=None, s_aux=None, **kwargs):  # fmt: skip
+                     softcap=None, s_aux=None, **kwargs):
     """Attention from new tokens to all tokens in a Cache, to which the new ones are added: query [R, heads, new, D];
     key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. Registered with transformers, which
     calls it in every layer. Raises ValueError for what it can't compute."""
@@ -271,7 +271,7 @@ class TorchSampler:
         finished = torch.isin(tokens.gather(1, lengths[:, None] - 1)[:, 0], self.eos).tolist()
         tokens, logprobs, entropies = (x.cpu().numpy() for x in (tokens, logprobs, entropies))
         return [(tokens[i, :length], logprobs[i, :length], entropies[i, :length], finished[i])
-                for i, length in enumerate(lengths.tolist())]  # fmt: skip
+                for i, length in enumerate(lengths.tolist())]
 
 
 def choose_sampler(cfg):
@@ -288,7 +288,7 @@ def choose_sampler(cfg):
 
     VLLMSampler.load()  # a bad installation is reported now, not after the policy has been loaded
     return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
-                             memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)  # fmt: skip
+                             memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)
 
 
 def new_sampler(cfg, policy, tokenizer):
@@ -299,7 +299,7 @@ def new_sampler(cfg, policy, tokenizer):
 
 
 def sampler_of(run, model: str, flag: str):
-    """A sampler of another model than the policy, such as a teacher. flag: what names it. fail() if its tokens differ."""
+    """A sampler of another model than the policy, such as a teacher. flag: its name. fail() if its tokens differ."""
     cfg = run.cfg
     source, _, tokenizer = find_model(model, flag)
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():

@@ -1,7 +1,9 @@
-"""Saved responses: the rows of an evaluation's .jsonl file, written and read again."""
+"""Saved responses: the rows of an evaluation's .jsonl file, and how they are read again."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +49,11 @@ def rows_of(rollouts, seed: int = 0, first: int = 0) -> list[dict]:
     return rows
 
 
+def to_rows(saved: dict[str, np.ndarray]) -> list[dict]:
+    """The rows {column: value} of columns [P, n], the samples of a problem together."""
+    return [dict(zip(saved, values)) for values in zip(*[column.flat for column in saved.values()])]
+
+
 COLUMNS = [name for name in OURS if name != "row"] + ["source"]
 
 
@@ -68,7 +75,7 @@ def read_responses(file) -> dict[str, np.ndarray]:
             shared |= dict(gold=gold_answer(row["gold"] if "gold" in row else row["answer"]), source=row)
             samples = problems.setdefault(row.get("problem_id", row["problem"]), [])
             samples += [dict(sample=i) | shared | dict(response=str(text), correct=grades[i])
-                        for i, text in enumerate(texts)]  # fmt: skip
+                        for i, text in enumerate(texts)]
     except (KeyError, TypeError, AttributeError, IndexError):
         need = "problem, gold or answer, and response or a list of responses"
         raise ValueError(f"{file}: row {place} needs {need}") from None
@@ -79,7 +86,7 @@ def read_responses(file) -> dict[str, np.ndarray]:
     for name, size in sizes.items():
         if size != usual:
             raise ValueError(f"{file}: all problems need the same number of responses, but {name!r} has {size}, others "
-                             f"{usual}")  # fmt: skip
+                             f"{usual}")
     for i, samples in enumerate(problems.values()):
         samples.sort(key=lambda row: (row["seed"], row["sample"]))
         for row in samples:
@@ -102,3 +109,17 @@ def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
                 raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
                                  f"today's is {str(value)[:60]!r}; give another --out, or remove that file")
     return lines
+
+
+def label(name: str, names: list[str]) -> str:
+    """The name of a benchmark in the output folder. Of a file: its name without the ending, with as many parent folders
+    as make it unique among the names."""
+
+    def parts(name):
+        path = Path(name.removesuffix(".gz"))
+        return path.with_suffix("").absolute().parts if Path(name).is_file() else (re.sub("[/:]+", "-", name),)
+
+    for size in range(1, len(parts(name)) + 1):
+        if not any(parts(name)[-size:] == parts(other)[-size:] for other in names if other != name):
+            return "-".join(parts(name)[-size:])
+    return re.sub("[/:.]+", "-", name).strip("-")  # two files that differ only in their ending keep it

@@ -1,13 +1,13 @@
 r"""The built-in world: arithmetic problems, a tokenizer, and base models small enough to train by RL on a laptop.
 
-RL with verifiable rewards sharpens what a base model already holds, so a toy base must hold something worth sharpening.
-These bases are pretrained, from nothing, on synthetic solutions of nested integer arithmetic such as `(7+5)*3-8`.
+RL with verifiable rewards sharpens what a base model already knows. So a toy base must know something worth sharpening.
+These bases are pretrained from nothing, on synthetic solutions of nested integer arithmetic such as `(7+5)*3-8`.
 They know their arithmetic, but they make mistakes because their corpus does: each step of a solution is wrong with a
 set probability, and the solution goes on from the wrong value. Some solutions only guess, some never box their answer,
-some notice a mistake and correct it ("wait"). The python style is more reliable than the others in `tiny` (as in
-Qwen2.5-Math) and less reliable in `tiny-badcode` (as in OLMo-2-SFT); nothing else differs. See the table STYLES.
+some notice a mistake and correct it ("wait"). The python style is more reliable than the others in `tiny`, as in
+Qwen2.5-Math, and less reliable in `tiny-badcode`, as in OLMo-2-SFT. Nothing else differs. See the table STYLES.
 
-`python -m core.tiny` rebuilds models/tiny, with `--model tiny-badcode` the other, in minutes; its report: see measure().
+`python -m core.tiny` builds models/tiny again, in minutes; with `--model tiny-badcode` the other. Report: measure().
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 BASES = ("tiny", "tiny-badcode")
-# share: part of the corpus in this style; error: probability that a step is wrong (direct: that the guess is wrong).
+# share: part of the corpus in this style. error: probability that a step is wrong (direct: that the guess is wrong).
 # Both have one entry per base, in the order of BASES. The example solves (7+5)*3 without an error.
 Style = namedtuple("Style", "name share error example")
 STYLES = (
@@ -60,9 +60,10 @@ def parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
 
 
 def problems(split: str, n: int, seed: int = 0) -> list[dict]:
-    """n different problems of a split, each {"problem": str, "answer": str}; a larger n only adds to the end. A hash of
-    its text decides whether a problem may be in test and wide-test (one in eight) or in train and wide, so these never
-    overlap, for any n and seed. ValueError for an unknown split or n outside 1..100000."""
+    """n different problems of a split, each {"problem": str, "answer": str}. A larger n only adds to the end.
+
+    A hash of its text decides whether a problem may be in test and wide-test (one in eight) or in train and wide. So
+    these never overlap, for any n and seed. Raises ValueError for an unknown split or n outside 1..100000."""
     if split not in OPERATIONS or not 1 <= n <= 100_000:
         raise ValueError(f"no {n} problems of split {split!r}: splits are {', '.join(OPERATIONS)}; n is 1 to 100000")
     rng, drawn = random.Random(f"{split} {seed}"), {}
@@ -79,7 +80,7 @@ def problems(split: str, n: int, seed: int = 0) -> list[dict]:
 
 
 def slip(value: int, chain: list[tuple[str, int]], rng: random.Random) -> int:
-    """A wrong value near the right one, after which the chain stays in 0..LARGEST; if there is none, the right one."""
+    """A wrong value near the right one, from which the chain stays in 0..LARGEST. If there is none, the right one."""
     near = [value + d for d in (-10, -2, -1, 1, 2, 10)]
     return rng.choice([v for v in near if all(0 <= w <= LARGEST for w in walk(v, chain))] or [value])
 
@@ -116,8 +117,8 @@ def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------ easy problems for a small real model
-# The ways to ask for a sum, difference, product or quotient of a and b: the first in two of three problems, the others
-# with two names, {x} and {y}, and {things}.
+# The ways to ask for a sum, difference, product or quotient of a and b. Two of three problems use the first way, the
+# others a story with two names, {x} and {y}, and {things}.
 EASY = {
     "+": (
         "What is {a} + {b}?",
@@ -149,8 +150,9 @@ THINGS = "apples books cards coins cups eggs flowers marbles pens shells stamps 
 
 
 def easy_problems(split: str, n: int) -> list[dict]:
-    """n different problems of one step, {"problem": str, "answer": str}, in whole numbers from 2 to 60. A hash of its
-    text decides whether a problem may be in easy-test (one in eight) or in easy."""
+    """n different problems of one step, {"problem": str, "answer": str}, in whole numbers from 2 to 60.
+
+    A hash of its text decides whether a problem may be in easy-test (one in eight) or in easy."""
     rng, drawn = random.Random(split), {}
     while len(drawn) < n:
         op, a, b = rng.choice(list(EASY)), rng.randint(2, 30), rng.randint(2, 30)
@@ -202,7 +204,7 @@ def response_loss(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str
 
 
 def fit(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str]], steps: int, lr: float, warmup: int = 50):
-    """Train on pairs (problem, solution), an equal share of them a step; yields each step's loss, in nats per token."""
+    """Train on pairs (problem, solution), an equal share per step. Yields each step's loss, in nats per token."""
     adam, size = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01), len(pairs) // steps
     for i in (bar := tqdm(range(steps), desc="train")):
         adam.param_groups[0]["lr"] = lr * min(1, (i + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * i / steps))
@@ -233,8 +235,8 @@ def make_model(seed: int = 0) -> Qwen2ForCausalLM:
 
 
 def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
-    """Pretrain the base `name` from nothing, 128 solutions a step; save it, its tokenizer and report.json in `out`.
-    Returns the report, losses in nats per token. ValueError for a bad name or steps < 1."""
+    """Pretrain the base `name` from nothing, 128 solutions per step. Save it, its tokenizer and report.json in `out`.
+    Returns the report, losses in nats per token. Raises ValueError for a bad name or steps < 1."""
     if name not in BASES or steps < 1:
         raise ValueError(f"cannot build {name!r} in {steps} steps: models are {', '.join(BASES)}; steps is 1 or more")
     Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder fails now, not after the training
@@ -249,7 +251,7 @@ def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int
 
 
 def sample(folder, data: list[dict], n: int, **how) -> list[list[tuple[str, int, bool]]]:
-    """n responses to each problem of data, as (text, number of tokens, right); `how` goes to generate()."""
+    """n responses to each problem of data, as (text, number of tokens, right). how: arguments of generate()."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(0)
@@ -266,7 +268,7 @@ def sample(folder, data: list[dict], n: int, **how) -> list[list[tuple[str, int,
 
 
 def measure(folder, n_test: int = 200, n_samples: int = 64) -> dict:
-    """What a base can do: n_samples samples at temperature 1 for each of n_test >= 2 problems. Shares are in 0..1."""
+    """What a base can do, from n_samples samples at temperature 1 for each of n_test >= 2 problems. Shares in 0..1."""
     test, at_1 = problems("test", n_test), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     responses = sample(folder, test, n_samples, **at_1)
     wrong = [sum(not right for *_, right in own) for own in responses]
@@ -290,11 +292,12 @@ def main():
     parser.add_argument("--out", help="folder to write (default: models/MODEL beside this file)")
     parser.add_argument("--steps", type=int, default=1000, help="training steps, 128 solutions each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the corpus")
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     try:
         report = build(args.out or Path(__file__).parents[1] / "models" / args.model, args.model, args.steps, args.seed)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.error(error)
     for key, value in report.items():
         cells = value.values() if isinstance(value, dict) else [value]
         print(f"{key:18}", *(f"{cell:10.4g}" if isinstance(cell, float) else f"{cell:>10}" for cell in cells))

@@ -174,7 +174,7 @@ def work():
 # ------------------------------------------------------------------------------------------------ the workers
 _idle = []  # workers without an item; their stdin closes when this process ends, and then they end too
 start = partial(subprocess.Popen, [sys.executable, "-P", __file__, "--worker"], bufsize=0, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def in_workers(items: list[tuple[str, str]]) -> list[bool]:
@@ -211,7 +211,7 @@ def in_workers(items: list[tuple[str, str]]) -> list[bool]:
                     if ended and not picked_up:
                         warnings.warn("grading is broken, a worker ended before it began: `python core/verify.py "
                                       "--worker` tells why; pip install -r requirements.txt may help",
-                                      stacklevel=2)  # fmt: skip
+                                      stacklevel=2)
     finally:
         for worker in jobs:  # there are none, except after an interrupt
             worker.kill()

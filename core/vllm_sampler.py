@@ -35,7 +35,7 @@ def engine_share(free: int, total: int, parameters: int, table: int, tp: int) ->
     if room < least:
         raise ValueError(f"the trainer leaves {free / 1e9:.1f} of a GPU's {total / 1e9:.1f} GB, and vLLM needs "
                          f"{(least + 2 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), give --offload true, or "
-                         "take more GPUs")  # fmt: skip
+                         "take more GPUs")
     return math.floor(1000 * room / total) / 1000
 
 
@@ -68,7 +68,7 @@ class VLLMSampler:
             version = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
             if not cls.oldest <= version <= cls.newest:
                 raise ImportError("version {} is outside the tested range, {}.{} to {}.{}".format(
-                    vllm.__version__, *cls.oldest, *cls.newest))  # fmt: skip
+                    vllm.__version__, *cls.oldest, *cls.newest))
             from vllm import LLM, SamplingParams
         except (ImportError, AttributeError, OSError) as error:
             reason = " ".join(str(error).split())
@@ -99,11 +99,11 @@ class VLLMSampler:
                 logprobs_mode="processed_logprobs",  # at the sampling temperature, as the trainer's
                 distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
                 tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
-                enforce_eager=not self.cuda)  # fmt: skip
+                enforce_eager=not self.cuda)
         except (ValueError, torch.OutOfMemoryError) as error:
             reason = " ".join(str(error).split())[:500]
             raise ValueError(f"vLLM could not start: {reason} (flags: --vllm_memory {memory}, --tp {tp}, "
-                             f"--max_new_tokens, or --sampler hf)") from None  # fmt: skip
+                             f"--max_new_tokens, or --sampler hf)") from None
         finally:
             torch.set_num_threads = set_num_threads
             torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ class VLLMSampler:
         params = [self.sampling_params(
             n=n // copies, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens,
             stop_token_ids=self.eos, ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
-            seed=key if self.request_seeds else None) for key in keys]  # fmt: skip
+            seed=key if self.request_seeds else None) for key in keys]
         inputs = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
         # The engine draws from torch's generators, but the algorithms' draws must stay the same on all ranks.
         with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):

@@ -8,10 +8,11 @@ import numpy as np
 
 import plot
 from core.config import ROOT
-from core.stats import crossing, holm, pass_at_k, verdict
+from core.stats import crossing, holm, pass_at_k
 from lab.experiments import by_chance, gain, grades, last, late, scatter
 from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
 from lab.papers import PAPERS, TENSION
+from lab.verdicts import verdict
 
 # ------------------------------------------------------------------------------------------------ judgement
 def region(criterion: str) -> tuple[float, float]:

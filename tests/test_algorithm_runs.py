@@ -50,7 +50,7 @@ def test_one_prompt(train, tmp_path, script):
 @pytest.mark.parametrize("name, flags", [
     ("raft", []), ("raft_pp", []), ("ppo", []), ("reinforce_rej", ["--reject", "none"]),
     ("reinforce_rej", ["--reject", "none", "--baseline", "batch", "--normalize", "batch"]),
-])  # fmt: skip
+])
 def test_one_response_per_prompt(train, tmp_path, name, flags):
     size = ["--samples_per_prompt", 1, "--prompts_per_step", 24]
     assert train(tmp_path / "run", *FEW, "--steps", 2, *size, *flags, module=importlib.import_module(name)) == 0

@@ -88,7 +88,7 @@ def test_raft_loss_is_the_surprise():
 @pytest.mark.parametrize("reject, kept", [
     ("none", [True, True, True, True]), ("correct", [True, False, True, True]),
     ("wrong", [True, True, False, True]), ("both", [True, False, False, True]),
-])  # fmt: skip
+])
 def test_which_prompts_are_rejected(reject, kept):
     assert kept_prompts(reinforce_rej.advantages(REWARDS, replace(REJ, reject=reject))[1]) == kept
 
@@ -118,7 +118,7 @@ def test_rewards_of_0_and_1_are_turned_into_plus_and_minus_1():
     (dict(baseline="leave_one_out"), [2, -2 / 3, -2 / 3, -2 / 3]),
     (dict(baseline="group", normalize="group"), [1.5, -0.5, -0.5, -0.5]),
     (dict(normalize="group"), [1, -1, -1, -1]),
-])  # fmt: skip
+])
 def test_variants_by_hand(flags, one_right):
     adv, _ = reinforce_rej.advantages(REWARDS, replace(PLAIN, **flags))
     assert adv[0].tolist() == pytest.approx(one_right, abs=2e-6)
@@ -169,7 +169,7 @@ def test_on_mixed_prompts_rejection_changes_nothing():
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 @pytest.mark.parametrize("flags", [dict(normalize="group"), dict(normalize="batch"), dict(baseline="leave_one_out"),
-                                   dict(baseline="batch", normalize="batch")])  # fmt: skip
+                                   dict(baseline="batch", normalize="batch")])
 def test_without_spread_there_is_nothing_to_scale_by(reward, flags):
     adv, keep = reinforce_rej.advantages(torch.full((3, 4), reward), replace(PLAIN, **flags))
     assert keep.all() and adv.tolist() == [[0.0] * 4] * 3
@@ -184,13 +184,13 @@ def test_advantages_against_independent_ones(baseline, normalize, reject):
     adv, keep = reinforce_rej.advantages(rewards, replace(REJ, baseline=baseline, normalize=normalize, reject=reject))
     table = [[2.0 * x - 1 for x in row] for row in rewards.tolist()]
     kept = [not (reject in ("correct", "both") and min(row) == 1 or reject in ("wrong", "both") and max(row) == -1)
-            for row in table]  # fmt: skip
+            for row in table]
     assert kept_prompts(keep) == kept
     mean = lambda xs: sum(xs) / len(xs)
     std = lambda xs: math.sqrt(sum((x - mean(xs)) ** 2 for x in xs) / (len(xs) - 1))
     everything = [x for row, k in zip(table, kept) if k for x in row]
     base = dict(none=lambda row, j: 0, group=lambda row, j: mean(row), batch=lambda row, j: mean(everything),
-                leave_one_out=lambda row, j: mean(row[:j] + row[j + 1 :]))[baseline]  # fmt: skip
+                leave_one_out=lambda row, j: mean(row[:j] + row[j + 1 :]))[baseline]
     table = [[x - base(row, j) for j, x in enumerate(row)] for row in table]
     everything = [x for row, k in zip(table, kept) if k for x in row]
     for i, row in enumerate(table):
@@ -413,7 +413,7 @@ def test_the_critic_learns_what_it_is_shown(tiny_path):
     critic = ppo.Critic(tiny_path, "cpu", lr=1e-3)
     prompts, rows = [torch.tensor([40, 41]).numpy(), torch.tensor([50, 51]).numpy()], [torch.arange(6).numpy()] * 2
     batch = Batch(prompts, rows, dict(weight=torch.full((12,), 1 / 12), value=torch.zeros(12),
-                                      returns=torch.tensor([1.0] * 6 + [0.0] * 6)))  # fmt: skip
+                                      returns=torch.tensor([1.0] * 6 + [0.0] * 6)))
     losses = [ppo.update_critic(critic, batch, replace(ppo.Config(), value_clip=0.0), 1) for _ in range(30)]
     assert losses[0] == pytest.approx(0.25) and losses[-1] < 0.01
     values = critic.logprobs(batch)[0]
@@ -525,7 +525,7 @@ def test_the_pairs_gradient_does_not_depend_on_micro_batches(tiny_path):
     (grpo, []), (iterative_dpo, []), (reinforce_rej, []), (reinforce_rej, ["--reject", "none", "--baseline", "group"]),
     (reinforce_rej, ["--reject", "none", "--normalize", "group"]),
     (reinforce_rej, ["--reject", "none", "--baseline", "leave_one_out"]),
-])  # fmt: skip
+])
 def test_one_response_per_prompt_is_refused_where_responses_are_compared(module, flags, monkeypatch, capsys, tmp_path):
     argv = [f"{module.__name__}.py", "--out", str(tmp_path / "run"), "--samples_per_prompt", "1", *flags]
     monkeypatch.setattr("sys.argv", argv)
@@ -553,7 +553,7 @@ def body(name) -> list[str]:
 @pytest.mark.parametrize("one, other", [(a, b) for i, a in enumerate(FOUR) for b in FOUR[i + 1 :]])
 def test_two_files_differ_by_the_algorithm_alone(one, other):
     changes = [line for line in difflib.unified_diff(body(one), body(other), n=0, lineterm="")
-               if line[0] in "+-" and not line.startswith(("+++", "---"))]  # fmt: skip
+               if line[0] in "+-" and not line.startswith(("+++", "---"))]
     assert len(changes) <= 40, "\n".join(changes)
 
 
@@ -588,7 +588,7 @@ def test_the_first_screen(name):
     text = ast.get_docstring(ast.parse(source(name)))
     assert len(text.splitlines()) <= 40
     for needle in ("J = E[", "How it differs from its neighbours:", f"python {name}.py  ", "Source: ", "arXiv",
-                   f"torchrun --nproc-per-node 8 {name}.py --model qwen2.5-math-7b"):  # fmt: skip
+                   f"torchrun --nproc-per-node 8 {name}.py --model qwen2.5-math-7b"):
         assert needle in text, needle
     assert sum(other in text for other in NAMES if other != name) >= 2
     assert source(name).count("# --- the algorithm ---") == 1

@@ -13,7 +13,7 @@ from helpers import error_line, metrics, read, refused, write
 import common
 import eval as evaluation
 from conftest import FEW
-from core import rollout
+from core import rewards, rollout
 
 # Rewards responses that show a word which the problem's row names; half of it for a capital. No row has an answer.
 CHECK = '''
@@ -34,7 +34,7 @@ def check_file(tmp_path):
 def words_file(tmp_path, problems_file):
     """Problems of a kind of their own: a list of words, and no answer."""
     return write(tmp_path / "words.jsonl", [dict(problem=row["problem"], words=["boxed", "python"], level=i)
-                                            for i, row in enumerate(read(problems_file))])  # fmt: skip
+                                            for i, row in enumerate(read(problems_file))])
 
 
 def graded_by(check, texts, problems):
@@ -43,7 +43,7 @@ def graded_by(check, texts, problems):
     responses = [([ord(c) for c in text], [0.0] * len(text), [0.0] * len(text), True) for text in texts]
     rollouts = rollout.Rollouts(problems, responses)
     join = lambda rows, skip_special_tokens: ["".join(map(chr, row)) for row in rows]
-    rollout.grade(rollouts, SimpleNamespace(batch_decode=join), check)
+    rewards.grade(rollouts, SimpleNamespace(batch_decode=join), check)
     return rollouts
 
 
@@ -109,7 +109,7 @@ def test_a_check_that_leaves_counts_as_0(train, tmp_path, capsys):
 BROKEN = [
     (None, "FileNotFoundError"), ("def check(response, problem)\n", "SyntaxError"), ("import no_such_module\n",
      "ModuleNotFoundError"), ("def grade(response, problem): ...\n", "has no attribute 'check'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text, says", BROKEN)
@@ -158,7 +158,7 @@ def test_an_evaluation_by_a_check_and_its_rescoring(tmp_path, words_file, check_
 # Columns that are called like ours: of a problem, of a saved response, of what training adds.
 OWN = dict(seed=7, response="seven", after="lunch", tokens=5, unit=["cm"], text="t", prompt_text="p", label="easy",
            correct="perhaps", finish="line", end=3, turns=4, sample="s", gold="bar", row=[1], problem_id="x",
-           extracted=0, answer=dict(low=1, high=9))  # fmt: skip
+           extracted=0, answer=dict(low=1, high=9))
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_columns_that_are_called_like_ours_reach_the_check_in_training_evaluatio
 def test_such_columns_in_responses_of_others_are_theirs(tmp_path, own_columns):
     """A file that we have not written: problem, answer and response count, whatever else is in it."""
     rows = [dict(problem=f"{i}+1", seed=7, tokens=[1, 2], after="lunch", turns=3, end="x", answer=str(i + 1),
-                 response=rf"\boxed{{{i + 1}}}") for i in range(3)]  # fmt: skip
+                 response=rf"\boxed{{{i + 1}}}") for i in range(3)]
     check = tmp_path / "theirs.py"
     check.write_text("def check(response, problem):\n    return problem['seed'] == 7 and problem['after'] == 'lunch'\n")
     for flags in ([], ["--check", check]):

@@ -82,7 +82,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=97)  # fmt: skip
+                         num_key_value_heads=2, vocab_size=97)
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 

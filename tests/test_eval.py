@@ -21,7 +21,8 @@ from helpers import write
 import common
 import eval as evaluation
 import plot
-from core import data, rollout
+from core import data, rewards
+from core import saved as saving
 from core import stats as statistics
 
 ROOT = Path(evaluation.__file__).parent
@@ -94,7 +95,7 @@ def test_maj_at_k_by_hand():
 
 
 @pytest.mark.parametrize("right, wrong, n", [(2, [2, 1], 6), (3, [3, 3], 10), (1, [1, 1, 1], 5), (0, [2], 4),
-                                             (4, [5, 1], 12), (5, [], 5), (3, [1, 2, 2], 9)])  # fmt: skip
+                                             (4, [5, 1], 12), (5, [], 5), (3, [1, 2, 2], 9)])
 def test_maj_at_k_is_the_average_over_all_subsets_with_ties_shared(right, wrong, n):
     ballots = [0] * right + [i for i, votes in enumerate(wrong, 1) for _ in range(votes)]
     ballots += [None] * (n - len(ballots))
@@ -200,7 +201,7 @@ def test_a_summary_by_hand(tmp_path):
     # Two problems, two seeds of two samples. Seed 0: 1 1 | 0 0, seed 1: 1 0 | 0 0; lengths 10 to 13.
     rows = saved_rows([[1, 1, 1, 0], [0, 0, 0, 0]], seeds=2)
     rows[3] |= dict(finish="length", response="wait, so the answer is 8")
-    r = evaluation.summarise(statistics.read_responses(write(tmp_path / "x.jsonl", rows)))
+    r = evaluation.summarise(saving.read_responses(write(tmp_path / "x.jsonl", rows)))
     assert (r["problems"], r["samples"], r["seeds"], r["ks"], r["right"]) == (2, 4, 2, [1, 2, 4], [3, 0])
     assert r["avg"][0] == pytest.approx(3 / 8) and r["per_seed"] == pytest.approx([0.5, 0.25])
     assert [x[0] for x in r["pass_at"]] == pytest.approx([3 / 8, 1 / 2, 1 / 2])
@@ -214,7 +215,7 @@ def test_a_summary_by_hand(tmp_path):
 def test_samples_needed_is_the_power_formula(tmp_path):
     # Within problems p (1 - p) = 1/4 (1, 0, 1, 0 has the unbiased variance 1/3): 2 x 2.8^2 / 3 / (30 x 0.02^2) = 435.6.
     rows = saved_rows([[1, 0, 1, 0]] * 30)
-    r = evaluation.summarise(statistics.read_responses(write(tmp_path / "x.jsonl", rows)))
+    r = evaluation.summarise(saving.read_responses(write(tmp_path / "x.jsonl", rows)))
     assert r["needed"] == pytest.approx(2 * 2.8**2 / 3 / (30 * 0.02**2))
 
 
@@ -236,7 +237,7 @@ def test_an_evaluation_saves_every_response_and_every_setting(whole):
     order = [(row["seed"], row["problem_id"], row["sample"]) for row in rows]
     assert order == list(itertools.product(range(2), range(5), range(3)))
     assert rows[0].keys() == {"problem_id", "seed", "sample", "problem", "gold", "after", "response", "extracted",
-                              "correct", "tokens", "finish"}  # fmt: skip
+                              "correct", "tokens", "finish"}
     assert all(row["correct"] == common.verify(row["response"], row["gold"]) for row in rows)
     assert len({row["response"] for row in rows if row["problem_id"] == 0}) > 1
     about = settings_of(whole)
@@ -251,8 +252,8 @@ def test_the_same_evaluation_during_training_gives_the_same_responses(whole, tin
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
     _, sampler, tokenizer, _ = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", tokenizer, cfg, 5)
-    rollouts = rollout.examine(sampler, tokenizer, problems, 3, 0, cfg)
-    assert rows_of(rollouts) == [json.loads(line) for line in open(whole / "tiny.jsonl")][:15]
+    rollouts = rewards.examine(sampler, tokenizer, problems, 3, 0, cfg)
+    assert saving.rows_of(rollouts) == [json.loads(line) for line in open(whole / "tiny.jsonl")][:15]
 
 
 @pytest.mark.parametrize("kept", ["torn", "chunks", "nothing", "all"])
@@ -262,7 +263,7 @@ def test_an_interrupted_evaluation_continues_and_gives_the_same_files(whole, tmp
     left = dict(torn=b"".join(lines[:8]) + lines[8][:40], chunks=b"".join(lines[:12]), nothing=b"", all=text)[kept]
     (tmp_path / "summary.json").write_text(json.dumps(dict(settings=settings_of(whole))))
     (tmp_path / "tiny.jsonl").write_bytes(left)
-    with mock.patch.object(rollout, "generate", wraps=rollout.generate) as generate:
+    with mock.patch.object(rewards, "generate", wraps=rewards.generate) as generate:
         assert run(*SMALL, "--out", tmp_path) == 0
     assert generate.call_count == dict(torn=5, chunks=4, nothing=6, all=0)[kept]  # chunks of 6, 6 and 3 rows a seed
     assert (tmp_path / "tiny.jsonl").read_bytes() == text
@@ -274,7 +275,7 @@ def test_an_interrupted_evaluation_continues_and_gives_the_same_files(whole, tmp
 def test_a_killed_evaluation_continues_and_gives_the_same_file(tmp_path):
     flags = "--limit 24 --samples 4 --seeds 2 --chunk 8 --max_new_tokens 48".split()
     process = subprocess.Popen([sys.executable, evaluation.__file__, *flags, "--out", tmp_path / "killed"], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     file, deadline = tmp_path / "killed/tiny.jsonl", time.time() + 600
     while not (file.exists() and file.stat().st_size) and time.time() < deadline:
         time.sleep(0.01)
@@ -340,7 +341,7 @@ def put_in_front(rows):
 @pytest.mark.parametrize("change, says", [(change_gold, "its gold is '10', today's is '11'"),
                                           (put_in_front, "its problem is '3+4', today's is '1+1'"),
                                           (list.reverse, "its problem is '3+4'"), (list.pop, "its problem is '9-3'")],
-                         ids=["gold", "in front", "order", "fewer"])  # fmt: skip
+                         ids=["gold", "in front", "order", "fewer"])
 def test_saved_responses_belong_to_todays_problems_or_are_refused(tmp_path, capsys, change, says):
     """Rows used to be counted alone: the numbers of yesterday's problems were reported for today's."""
     file = problems(tmp_path / "test.jsonl", "3+4", "5*2", "9-3")
@@ -355,13 +356,13 @@ def test_saved_responses_belong_to_todays_problems_or_are_refused(tmp_path, caps
     (["math500", "aime24"], ["math500", "aime24"]), (["a/b/t.csv"], ["t"]), (["a/b/t.jsonl.gz"], ["t"]),
     (["a/b/t.csv", "c/b/t.csv"], ["a-b-t", "c-b-t"]), (["a/b/t.csv", "a/b/t.jsonl"], ["a-b-t-csv", "a-b-t-jsonl"]),
     (["openai/gsm8k:main:test"], ["openai-gsm8k-main-test"]), (["t", "a/b/t.csv"], ["t", "b-t"]),
-])  # fmt: skip
+])
 def test_labels_of_benchmarks(tmp_path, monkeypatch, names, labels):
     monkeypatch.chdir(tmp_path)
     for name in ("a/b/t.csv", "a/b/t.jsonl", "a/b/t.jsonl.gz", "c/b/t.csv"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert [statistics.label(name, names) for name in names] == labels
+    assert [saving.label(name, names) for name in names] == labels
 
 
 def test_a_file_of_the_users_own_in_the_output_folder_is_not_touched(tmp_path, capsys):
@@ -379,7 +380,7 @@ def test_the_turns_of_a_chat_stay_in_the_prompt_when_a_wrong_answer_is_continued
     turns = [dict(role=role, content=text) for role, text in texts]
     file = write(tmp_path / "chat.jsonl", [dict(prompt=turns, answer="0")])
     assert run("--bench", file, *QUICK, "--out", tmp_path / "one") == 0
-    with mock.patch.object(rollout, "generate", wraps=rollout.generate) as generate:
+    with mock.patch.object(rewards, "generate", wraps=rewards.generate) as generate:
         flags = ["--wrong", tmp_path / "one/chat.jsonl", "--reflect", " wait"]
         assert run(*flags, *QUICK, "--out", tmp_path / "two") == 0
     row, text = json.loads(open(tmp_path / "one/chat.jsonl").readline()), generate.call_args.args[1][0]["text"]
@@ -495,9 +496,9 @@ def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
     model = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", model[2], cfg, 5)
-    responses = rollout.examine(model[1], model[2], problems, 3, 0, cfg).responses
+    responses = rewards.examine(model[1], model[2], problems, 3, 0, cfg).responses
     expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
-    saved = {name: x[:, :3] for name, x in statistics.read_responses(whole / "tiny.jsonl").items()}
+    saved = {name: x[:, :3] for name, x in saving.read_responses(whole / "tiny.jsonl").items()}
     assert evaluation.perplexities(model, settings_of(whole), saved) == pytest.approx(expected, rel=1e-4)
     assert run("--compare", whole, whole / "tiny.jsonl", "--perplexity", "--out", tmp_path) == 0
     values = json.loads((tmp_path / "compare.json").read_text())["benchmarks"]["tiny"]["perplexity"]
@@ -511,13 +512,13 @@ def test_perplexity_judges_the_end_token_that_was_written(whole, tmp_path, tiny_
     (tmp_path / "model/generation_config.json").write_text(json.dumps(dict(eos_token_id=[260, newline])))
     flags = ["--model", tmp_path / "model", "--bench", "tiny", "--template", "chat", *SMALL, "--out", tmp_path / "one"]
     assert run(*flags) == 0
-    saved = statistics.read_responses(tmp_path / "one/tiny.jsonl")
+    saved = saving.read_responses(tmp_path / "one/tiny.jsonl")
     assert newline in saved["end"].flatten().tolist() and saved["finish"][0, 0] == "stop"
     flags = ["--model", str(tmp_path / "model"), "--template", "chat", "--max_new_tokens", "48"]
     cfg = common.parse(common.Config, "", flags)
     model = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", model[2], cfg, 5)
-    responses = rollout.examine(model[1], model[2], problems, 3, 0, cfg).responses
+    responses = rewards.examine(model[1], model[2], problems, 3, 0, cfg).responses
     expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
     saved = {name: x[:, :3] for name, x in saved.items()}
     assert evaluation.perplexities(model, settings_of(tmp_path / "one"), saved) == pytest.approx(expected, rel=1e-4)
@@ -548,7 +549,7 @@ def test_a_model_of_a_training_run_is_evaluated_as_it_was_trained(tmp_path, tiny
     (["--ks", "1", "two"], "'two'"),
     (["--rescore", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--compare", "nowhere", "there"], "nowhere"),
-])  # fmt: skip
+])
 def test_bad_flags_are_one_line(capsys, flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in error_of(capsys, "--limit", 2, "--samples", 1, "--seeds", 1, *flags)
@@ -561,7 +562,7 @@ def test_bad_flags_are_one_line(capsys, flags, says, tmp_path, monkeypatch):
     ('{"problem": "1", "answer": "1", "responses": ["1"]}\n{"problem": "2", "answer": "1", "responses": ["1", "2"]}\n'
      '{"problem": "3", "answer": "1", "responses": ["1"]}\n', "'2' has 2, others 1"),
     ('[1, 2]\n', "row 1 needs"),
-])  # fmt: skip
+])
 def test_bad_files_of_responses_are_one_line(capsys, tmp_path, text, says):
     (tmp_path / "bad.jsonl").write_text(text)
     assert says in error_of(capsys, "--rescore", tmp_path / "bad.jsonl", "--out", tmp_path / "out")

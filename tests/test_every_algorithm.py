@@ -125,7 +125,7 @@ def test_chance_does_not_depend_on_two_processes(two_processes, three_steps, scr
 
 
 SWITCHES = ["--std false --loss_norm sequence", "--std false --loss_norm constant", "--reward random:0.5",
-            "--kl_coef 0.01 --entropy_coef 0.01"]  # fmt: skip
+            "--kl_coef 0.01 --entropy_coef 0.01"]
 
 
 @pytest.mark.slow

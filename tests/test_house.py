@@ -2,12 +2,11 @@
 
 import ast
 import re
+from types import SimpleNamespace
 
-import pytest
 from helpers import ROOT
 
 import common
-import grpo
 
 CORE = {f"core.{file.stem}": file for file in (ROOT / "core").glob("*.py") if file.stem != "__init__"}
 
@@ -63,8 +62,6 @@ def test_a_run_has_sixteen_attributes_and_all_are_documented(train, tmp_path):
             runs.append(self)
             init(self, *args, **how)
 
-    from types import SimpleNamespace
-
     assert train(tmp_path / "run", "--steps", 1, common=SimpleNamespace(**{**vars(common), "Run": Run})) == 0
     documented = re.findall(r"^      (\w+)  ", common.Run.__doc__, re.M)
     assert sorted(vars(runs[0])) == sorted(documented) and len(documented) <= 16
@@ -83,7 +80,6 @@ def test_there_is_one_threshold_for_right():
     assert found == ["return score > 0.5"]
 
 
-@pytest.mark.parametrize("module", [grpo])
-def test_no_formatter_is_fought(module):
+def test_no_formatter_is_fought():
     files = [file for folder in (".", "core", "lab", "tests") for file in (ROOT / folder).glob("*.py")]
     assert not [file.name for file in files if re.search(r"# fmt: *skip", file.read_text())]

@@ -73,7 +73,7 @@ def test_the_truth_is_covered_whatever_the_number_of_samples(cell, problems, sam
 @pytest.mark.parametrize("problems, trials, draws", [
     (30, 500, 2000), (200, 500, 2000),
     pytest.param(30, 4000, 10_000, marks=pytest.mark.slow), pytest.param(200, 4000, 10_000, marks=pytest.mark.slow),
-])  # fmt: skip
+])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_true_difference_is_covered(pair, problems, trials, draws):
     change, truth = PAIRS[pair]

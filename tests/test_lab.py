@@ -18,8 +18,8 @@ from helpers import ROOT, output_of, start
 import common
 import lab.__main__
 from lab import claims, report
-from core.stats import t_quantile, t_tail, verdict
 from lab.experiments import Experiments, digest, pack, passed, read_results, unpack
+from lab.verdicts import t_quantile, t_tail, verdict
 
 LAB = ROOT / "lab/results.json"
 
@@ -87,7 +87,7 @@ def claim(*criteria):
 
 @pytest.mark.parametrize("criteria, expected", [
     (["> 0"], "holds"), (["< 0"], "fails"), (["within 0.1"], "fails"), (["> 0", "< 1"], "holds"),
-    (["> 0", "> 0.5"], "undecided"), (["> 0.5", "> 1"], "fails")])  # fmt: skip
+    (["> 0", "> 0.5"], "undecided"), (["> 0.5", "> 1"], "fails")])
 def test_a_claim_holds_if_all_parts_hold_and_fails_if_one_fails(criteria, expected):
     results = {f"run/{seed}": dict(accuracy=x) for seed, x in enumerate([0.4, 0.45, 0.5, 0.5, 0.55])}
     assert report.judge(claim(*criteria), results, [0, 1, 2, 3, 4])["verdict"] == expected
@@ -140,7 +140,7 @@ def test_for_another_model_only_what_does_not_need_the_built_in_world_is_run():
 @pytest.mark.parametrize("arguments, says", [
     (["35"], "give claims, 1 to 34"), (["x"], "give claims, 1 to 34"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
     (["1", "--seeds", "0"], "--seeds 5 or 10-14"), (["1", "--seeds", "14-10"], "--seeds 5 or 10-14"),
-    (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])  # fmt: skip
+    (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])
 def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lab", *arguments])
     with pytest.raises(SystemExit) as left:
@@ -158,7 +158,7 @@ def test_grades_are_packed_and_unpacked_and_pass_at_k_follows_from_them():
 
 def row(problem, seed, correct, text="python 1 wait\n\\boxed{1}", tokens=10, finish="stop"):
     return dict(problem_id=problem, problem=f"{problem}+1", gold="1", response=text, extracted="1", correct=correct,
-                tokens=tokens, finish=finish, seed=0, sample=seed)  # fmt: skip
+                tokens=tokens, finish=finish, seed=0, sample=seed)
 
 
 def test_the_digest_of_an_evaluation_by_hand(tmp_path):
@@ -254,7 +254,7 @@ def test_a_killed_lab_takes_its_runs_along_and_goes_on_with_resume(experiments, 
     one = experiments(a="--steps=40 --sleep=0.1")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
             f"from lab.experiments import Experiments; one = Experiments({one.settings!r}, Path({str(one.file)!r}), "
-            f"Path({str(one.out)!r})); one.run_all([('a', 0)], 1)")  # fmt: skip
+            f"Path({str(one.out)!r})); one.run_all([('a', 0)], 1)")
     process = start(sys.executable, "-c", code)
     metrics = one.folder(("a", 0)) / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:

@@ -50,7 +50,7 @@ def loss_and_gradient(ratio, adv, cfg):
     (0.5, -2.0, 1.6, 0.0),  # lowered enough: clipped at 0.8
     (1.5, -2.0, 3.0, 3.0),  # a bad token that rose is pushed down, without bound
     (1.5, 0.0, 0.0, 0.0),
-])  # fmt: skip
+])
 def test_clipped_loss_by_hand(ratio, adv, loss, gradient):
     assert loss_and_gradient(ratio, adv, CLIP) == pytest.approx((loss, gradient))
 
@@ -61,7 +61,7 @@ def test_clipped_loss_by_hand(ratio, adv, loss, gradient):
     (0.5, -2.0, 1.6, 0.0),  # the lower clip as before
     (5.0, 2.0, -2.4, 0.0),  # positive advantages are as before
     (0.1, 2.0, -0.2, -0.2),
-])  # fmt: skip
+])
 def test_dual_clip_by_hand(ratio, adv, loss, gradient):
     assert loss_and_gradient(ratio, adv, DUAL) == pytest.approx((loss, gradient))
 
@@ -218,4 +218,4 @@ def test_the_metric_names_are_those_that_every_algorithm_shares():
     assert common.METRICS == (
         "step reward accuracy all_correct all_wrong kept loss entropy kl clip_low clip_high ratio_max grad_norm lr "
         "mismatch mismatch_max length truncated boxed verify_timeouts skipped_updates dropped time_sample time_verify "
-        "time_train time_sync tokens_per_second eval_accuracy").split()  # fmt: skip
+        "time_train time_sync tokens_per_second eval_accuracy").split()

@@ -12,7 +12,7 @@ from core.sampler import TorchSampler
 
 SIZE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0, initializer_range=0.3)  # fmt: skip
+            pad_token_id=0, initializer_range=0.3)
 EXACT = {
     "qwen2": {},
     "qwen3": {},
@@ -26,7 +26,7 @@ EXACT = {
     "cohere": dict(logit_scale=0.25),
     "cohere2": dict(logit_scale=0.25, sliding_window=64),
     "gemma2": dict(attn_logit_softcapping=None, final_logit_softcapping=2.0, query_pre_attn_scalar=8,
-                   sliding_window=64),  # fmt: skip
+                   sliding_window=64),
 }
 REFUSED = {
     "gemma2": (dict(attn_logit_softcapping=50.0, query_pre_attn_scalar=8, sliding_window=64), "soft caps"),

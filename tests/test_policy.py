@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import TORCHRUN, cpu_seconds, output_of
 from transformers import (AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM)  # fmt: skip
+                          Qwen2ForCausalLM)
 
 import core.packing as packing
 import core.policy as policy_module
@@ -108,7 +108,7 @@ def test_packed_logprobs_and_gradient_equal_each_sequence_alone(folders, name):
 
 
 def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
-                         window_size=(-1, -1)):  # fmt: skip
+                         window_size=(-1, -1)):
     """What the documentation says of the CUDA kernel, one sequence at a time."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and cu_seq_q.tolist() == cu_seq_k.tolist()
     ends, heads = cu_seq_q.tolist(), query.shape[1] // key.shape[1]
@@ -130,7 +130,7 @@ def varlen_of_torch_2_13(query, key, value, *args, enable_gqa=False, **how):
 
 
 @pytest.mark.parametrize("kernel, recompute", [
-    (varlen_of_torch_2_11, 1), (varlen_of_torch_2_13, 1), (varlen_of_torch_2_13, 2)])  # fmt: skip
+    (varlen_of_torch_2_11, 1), (varlen_of_torch_2_13, 1), (varlen_of_torch_2_13, 2)])
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_the_layout_for_the_cuda_kernel_gives_the_same_gradient(folders, name, kernel, recompute, monkeypatch):
     """What CUDA computes but for its kernel: a stand-in for that, a copy of the prompt for each response, and blocks
@@ -250,7 +250,7 @@ def test_the_heads_gradient_is_summed_over_chunks_in_fp32(folders, monkeypatch):
         weight.data, weight.grad = weight.data.bfloat16().to(dtype), None
         x = hidden.bfloat16().to(dtype).requires_grad_()
         out = (policy_module.Chunks.apply(policy.head, size, targets, False, x, *policy.head_parameters())
-               if size else policy.head(x, targets, False))  # fmt: skip
+               if size else policy.head(x, targets, False))
         (-out[0].float()).mean().backward()
         return weight.grad.double(), x.grad.double()
 

@@ -19,14 +19,14 @@ from core.rollout import Rollouts
 from core.streams import mix, streams
 
 TEXTS = ["2+2 in python is \\boxed{4}", "\\boxed{4}", "it is \\boxed{5}", "\\boxed{ }",
-         "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]  # fmt: skip
+         "I don't know", "Python says \\boxed{6}", "The answer is 6.", "\\boxed{7}"]
 
 
 def rollouts_of(texts, golds, n, keys=None):
     """Rollouts with these responses, graded. The tokens are the characters."""
     problems = [dict(prompt=[1], text="", problem="", answer=gold) for gold in golds]
     responses = [([ord(c) for c in text] or [0], [0.0] * max(1, len(text)), [0.0] * max(1, len(text)), True)
-                 for text in texts]  # fmt: skip
+                 for text in texts]
     rollouts = Rollouts(problems, responses, keys)
 
     class Tokenizer:
@@ -54,7 +54,7 @@ def eight():
     ("random:1", [[1, 1, 1, 1], [1, 1, 1, 1]]),
     ("random:0", [[0, 0, 0, 0], [0, 0, 0, 0]]),
     ("! random:1 & format", [[0, 0, 0, 0], [0, 0, 0, 0]]),
-])  # fmt: skip
+])
 def test_rules_by_hand(eight, expression, expected):
     eight.keys = streams(0, [0, 1], 4)
     result = rewards.compute_rewards(expression, eight)
@@ -69,7 +69,7 @@ def test_a_reward_is_not_the_truth_itself(eight):
 
 @pytest.mark.parametrize("expression", ["", "truth", "ground_truth &", "& python", "random", "random:", "random:2",
                                         "random:x", "random:nan", "python:1", "ground_truth | python",
-                                        "!!python"])  # fmt: skip
+                                        "!!python"])
 def test_what_is_no_reward_is_refused_in_one_line(expression, tmp_path, train, capsys):
     with pytest.raises(ValueError, match="majority_fixed") as error:
         rewards.reward_terms(expression)
@@ -95,7 +95,7 @@ def test_what_is_no_reward_is_refused_in_one_line(expression, tmp_path, train, c
     (("x" * 255 + "y") * 10, True),
     (("".join(chr(200 + i) for i in range(256)) + "y") * 10, False),  # a piece of 257
     ("\ud800" * 100, True),  # half a surrogate pair
-])  # fmt: skip
+])
 def test_repetition(text, found):
     assert rewards.repeats(text) == found
 
@@ -120,7 +120,7 @@ BOX = "\\boxed{{{}}}".format
     ([], ""),
     (["", ""], ""),
     (["1,000", "7", "1000"], "1,000"),  # one answer, written in two ways
-])  # fmt: skip
+])
 def test_votes(answers, winner):
     assert rewards.vote([BOX(answer) for answer in answers]) == winner
 

@@ -113,7 +113,7 @@ def test_updates_have_equal_shares_of_the_prompts_and_forward_what_can_move_the_
 @pytest.mark.parametrize("norm, first, second", [
     ("sequence", [1 / 4, 1 / 8, 1 / 8], [1 / 20] * 5 + [1 / 28] * 7 + [1 / 32] * 8),
     ("constant", [1 / 40] * 3, [1 / 40] * 20),
-])  # fmt: skip
+])
 def test_the_weights_of_an_update_come_from_all_that_it_keeps(norm, first, second):
     """Four responses are kept in each, of up to 10 tokens: 1 / (4 x own length), and 1 / (4 x 10)."""
     one, two = parts(norm=norm)
@@ -164,7 +164,7 @@ def test_together_keeps_the_responses_of_a_prompt_in_one_unit():
 
 
 @pytest.mark.parametrize("value, is_now", [(torch.zeros(4, 2), "[4, 2]"), (torch.zeros(8), "[8]"), (3.0, "float"),
-                                           (torch.tensor(1.0), "[]")])  # fmt: skip
+                                           (torch.tensor(1.0), "[]")])
 def test_a_value_of_the_wrong_shape_is_named(value, is_now):
     rollouts = toy_rollouts(LENGTHS, 2)
     rollouts.tokens.mine = value

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import (CLOCKS, assert_same_run, error_line, initial_weights, metrics, read, refused, same_weights,
-                     weights)  # fmt: skip
+                     weights)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
@@ -155,7 +155,7 @@ def test_the_first_and_last_words(straight, train, problems_file, tmp_path, caps
     text = capsys.readouterr().out
     what, where, unusual, prompt = text.splitlines()[:4]
     assert what == (f"GRPO on tiny (0.67 M parameters), problems: {problems_file} (48), 1 step of 11 prompts x "
-                    "4 responses, 2 updates each, lr 3e-4")  # fmt: skip
+                    "4 responses, 2 updates each, lr 3e-4")
     assert re.fullmatch(rf"CPU, \d+ threads?, sampler: plain torch; {out} \(all settings: config.json\)", where)
     assert unusual.startswith("unusual: --") and "--clip_high 0.28" in unusual and "--clip_low" not in unusual
     assert prompt.startswith("first prompt: '<|user|>") and prompt.endswith("<|assistant|>'")
@@ -219,7 +219,7 @@ def test_entropy_bonus(train, straight, tmp_path):
 
 @pytest.mark.parametrize("flags", ["--clip false", "--dual_clip 3", "--clip_high 0.28", "--updates_per_step 1",
                                    "--updates_per_step 13", "--temperature 0.7", "--samples_per_prompt 2",
-                                   "--prompts_per_step 1", "--tis_cap 0"])  # fmt: skip
+                                   "--prompts_per_step 1", "--tis_cap 0"])
 def test_switches_run(train, tmp_path, flags):
     assert train(tmp_path / "run", "--steps", 2, *flags.split()) == 0
     rows = metrics(tmp_path / "run")

@@ -197,7 +197,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(sampler, kind, tiny_path, pr
     ("model.layers.1.self_attn.v_proj.bias", (5,)),
     ("model.layers.2.mlp.down_proj.weight", (9, 11)),
     ("model.norm.weight", (2,)),
-])  # fmt: skip
+])
 def test_one_changed_weight_follows_with_the_sync_and_not_before(sampler, policy, prompts, name, at):
     assert policy.lm.config.tie_word_embeddings
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_both_write_the_same_responses(vllm_sampler, torch_sampler, prompts, tem
     together (the rest counted together)."""
     draws = 2000
     texts = [[x[0].tobytes() for x in sample(s, prompts[1:2], draws, new=8, temperature=temperature)]
-             for s in (vllm_sampler, torch_sampler)]  # fmt: skip
+             for s in (vllm_sampler, torch_sampler)]
     kinds = {text: i for i, text in enumerate({*texts[0], *texts[1]})}
     a, b = (np.bincount([kinds[text] for text in part], minlength=len(kinds)) for part in texts)
     often = a + b >= 10
@@ -414,10 +414,10 @@ def test_other_architectures(engine, tmp_path, kind):
         kind, vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=kind == "llama", eos_token_id=END,
         pad_token_id=None, bos_token_id=None,
-    )  # fmt: skip
+    )
     if kind == "llama":
         config.rope_parameters = dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0,
-                                      high_freq_factor=4.0, original_max_position_embeddings=128)  # fmt: skip
+                                      high_freq_factor=4.0, original_max_position_embeddings=128)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "a")
     policy = Policy(tmp_path / "a", "cpu", vocab=261)
     sampler = VLLMSampler(policy, {END}, longest=128)

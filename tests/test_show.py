@@ -89,7 +89,7 @@ def row(step=1, prompt_id=0, **changes) -> dict:
     base = dict(step=step, prompt_id=prompt_id, sample=0, reward=1.0, prompt="<q>1+1", response="2.", answer="2",
                 correct=True, finished=True, problem="1+1", rewards=[1.0, 0.0], kept=True, advantage=0.5, weight=0.25,
                 updates=[1], clipped=[1], tokens=["2", "."], old=[-1.0, -0.5], new=[-0.75, -0.75],
-                entropy=[0.25, None])  # fmt: skip
+                entropy=[0.25, None])
     return base | changes
 
 
@@ -97,7 +97,7 @@ def group(rewards, advantages, kept=None, **changes) -> list[dict]:
     """The responses to one prompt as show.py reads them."""
     kept = [True] * len(rewards) if kept is None else kept
     return [row(reward=r, correct=r > 0, rewards=rewards, advantage=a, kept=k, **changes)
-            for r, a, k in zip(rewards, advantages, kept, strict=True)]  # fmt: skip
+            for r, a, k in zip(rewards, advantages, kept, strict=True)]
 
 
 def run_folder(folder, rows, metrics=({"step": 1, "accuracy": 0.5},), **config):
@@ -426,11 +426,11 @@ def test_slider_switches_keys_and_links(tmp_path):
         ["step 2 of 5", second(2), "push", "light"], ["step 2 of 5", first(2), "push", "light"],
         ["step 2 of 5", first(2), "change", "light"], ["step 2 of 5", first(2), "clipped", "light"],
         ["step 2 of 5", first(2), "clipped", "dark"], ["step 5 of 5", first(5), "clipped", "dark"],
-        ["step 2 of 5", second(2), "clipped", "dark"]]  # fmt: skip
+        ["step 2 of 5", second(2), "clipped", "dark"]]
     assert seen[11] == "#step=2&prompt=2&shade=clipped&problem=1"
     assert seen[12][0]["values"] == [0, 1] and seen[12][0]["kinds"] == ["t", "t clip"]
     assert seen[13] == ("A, token 2 of 2: “.” · log p −0.5 → −0.75 (−0.25) · entropy not recorded · advantage +0.5 × "
-                        "weight 0.25 = +0.125 · clipped")  # fmt: skip
+                        "weight 0.25 = +0.125 · clipped")
     assert seen[14][0] == "step 2 of 5", "arrows within a response move in it, not in the run"
     assert seen[15] == ["0.2"]  # the curve of the accuracy, at the step
     again = browse(page, "seen.push(look());", "#step=4&prompt=2&shade=change")
@@ -468,7 +468,7 @@ def test_before_during_and_after(trained):
 
 EVIL = ["</script><script>window.hurt = 1</script>", "<img src=x onerror='window.hurt = 1'>", "\u2028\u2029", "\ud800",
         "<!--", "a\x00b\x07c", "\u202eabc", "PAGE_DATA SCRIPT_HASH", "&lt;b&gt; &amp;", "]]>", "\udc00\ud83d",
-        "🙂é"]  # fmt: skip
+        "🙂é"]
 
 
 @in_browser
@@ -492,7 +492,7 @@ def test_hostile_text_is_shown_and_none_of_it_runs(tmp_path):
     seen.push(look().detail);"""
     texts, hurt, scripts, images, problem, answered, unusual, title, tags, detail = browse(page, actions)
     shown = ("".join(EVIL[:2]) + "⟨U+2028⟩⟨U+2029⟩⟨U+D800⟩<!--a⟨U+0000⟩b⟨U+0007⟩c⟨U+202E⟩abc" + "".join(EVIL[7:10])
-             + "⟨U+DC00⟩⟨U+D83D⟩🙂é")  # fmt: skip
+             + "⟨U+DC00⟩⟨U+D83D⟩🙂é")
     assert texts == [shown, "", "x" * 99_999 + "y"]
     assert (hurt, scripts, images, tags) == ("undefined", 3, 0, 0)  # data, the page's script, the test's
     assert shown in problem and shown in answered and shown in unusual
@@ -507,7 +507,7 @@ def test_the_page_loads_and_sends_nothing(trained):
     text = (trained / "show.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     assert re.fullmatch(r"default-src 'none'; script-src 'sha256-[\w+/=]{44}'; style-src 'sha256-[\w+/=]{44}'; "
-                        r"base-uri 'none'; form-action 'none'", policy)  # fmt: skip
+                        r"base-uri 'none'; form-action 'none'", policy)
     assert set(re.findall(r"https?://[^\"'\s]+", text)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|\bsrc=|\bhref=", text)
 

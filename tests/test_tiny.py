@@ -268,7 +268,7 @@ def test_short_build_lowers_the_loss_and_loads(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--model", "large"], ["--steps", "0"], ["--steps", "many"], ["--wrong"]])
 def test_bad_input_is_one_line_and_status_2(arguments, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["tiny.py", "--out", str(tmp_path / "new"), *arguments])
+    monkeypatch.setattr(sys, "argv", ["core.tiny", "--out", str(tmp_path / "new"), *arguments])
     with pytest.raises(SystemExit) as stopped:
         tiny.main()
     assert stopped.value.code == 2

@@ -343,7 +343,7 @@ def test_last_boxed_takes_the_last_that_balances():
     ("42", "42"), (r"some work, thus \boxed{42}.", "42"), ("work\n#### 42", "42"), (["42", "43"], "42, 43"), ([], ""),
     (27.0, "27"), (["27.0"], "27"),
     (42, "42"), (None, ""), ("", ""), ("  7 ", "7"), (r"\boxed{1}, then \boxed{2}", "2"),
-])  # fmt: skip
+])
 def test_gold_answer(field, gold):
     assert gold_answer(field) == gold
 
@@ -359,7 +359,7 @@ def test_a_gold_answer_of_zero_is_an_answer(zero):
     ("^{\\circ}", ["45", r"45^\circ"], ["46"]),
     ("km/h", ["45", r"45\text{ km/h}"], [r"45\text{ m}", r"45\text{ s}"]),
     (None, ["45", "45 seconds"], ["46 seconds"]),
-])  # fmt: skip
+])
 def test_a_unit_that_the_benchmark_states(unit, right, wrong):
     gold = gold_answer(["45"], unit)
     assert all(verify(rf"\boxed{{{answer}}}", gold) for answer in right)
@@ -403,7 +403,7 @@ NASTY = ["", "\\", "\\boxed", "\\boxed{", "}", "{" * 999, "}" * 999, "\\boxed{" 
          "\\boxed{-}", "\\boxed{.}", "\\boxed{+-1}", "\\boxed{٣}", "\\boxed{²}", "\\boxed{1.}", "\\boxed{nan}",
          "\\boxed{inf}", "\\boxed{__import__('os').abort()}", "\\boxed{9**9**9}", "####", "#### \\boxed{", "answer is",
          "answer is $", "\\boxed{\\frac{" + "1" * 5000 + "}{3}}", "\\boxed{1_000}", "$" * 5000,
-         ", " * 5000]  # fmt: skip
+         ", " * 5000]
 
 
 def test_no_text_raises():
@@ -419,7 +419,7 @@ def test_hostile_text_is_never_right():
 
 
 LONG = ["\\boxed{" * 3000, "answer is" + "\n" * 20_000, "answer is " * 5000, "answer" + " " * 50_000, "1" * 50_000,
-        "\\boxed{" + "{}" * 20_000, "1." * 20_000, "-" * 50_000]  # fmt: skip
+        "\\boxed{" + "{}" * 20_000, "1." * 20_000, "-" * 50_000]
 
 
 def cpu(work) -> float:
@@ -475,7 +475,7 @@ def test_public_cases():
 @pytest.mark.parametrize("name, column", [
     ("math500", "answer"), ("minerva", "solution"), ("olympiadbench", "final_answer"), ("aime24", "answer"),
     ("aime25", "answer"), ("amc23", "answer"), ("gsm8k", "answer"), ("deepscaler_4k", "answer"),
-])  # fmt: skip
+])
 def test_gold_answers_are_right(name, column):
     problems = rows(f"{name}.jsonl")
     golds = [(gold_answer(row[column]), gold_answer(row[column], row.get("unit"))) for row in problems]
@@ -552,7 +552,7 @@ LONG_INTEGERS = [  # of 601 digits or more; the last two are longer than what in
     ("1" + "234" * 200 + ".0", "1" + "234" * 200), ("$1" + "234" * 200 + "$", "1" + "234" * 200),
     ("\u2212" + "7" * 600, "-" + "7" * 600), ("1" + ",234" * 125, "1" + "234" * 125), ("0" * 600, "0"),
     ("7" * 5000, "7" * 5000), ("7" * 19_000, "+" + "7" * 19_000),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answer, gold", LONG_INTEGERS, ids=lambda text: f"{text[:9]}, {len(text)}")
@@ -572,7 +572,7 @@ def test_long_integers_that_differ_are_wrong():
 
 DIGITS = ["\\boxed{" + "1" * 50_000, "\\boxed{" + "1 " * 25_000 + "}", "\\boxed{1" + " 111" * 12_000 + "x}",
           "\\boxed{111" * 5000, "\\boxed{" + "0" * 50_000 + "x}", "answer is " + "1,111" * 3800,
-          "answer is $" + "1" * 19_000]  # fmt: skip
+          "answer is $" + "1" * 19_000]
 
 
 @pytest.mark.parametrize("text", DIGITS, ids=lambda text: f"{text[:10]!r}, {len(text)}")

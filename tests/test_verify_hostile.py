@@ -53,14 +53,14 @@ BOXES = {  # what stands in the box; the gold answer is 17 or \sqrt{17}
     "equations": "=".join("abcdefgh" * 10), "inequality": r"x^{x^x} < 2^{x^{99}}", "union": r"(0,1)\cup" * 40 + "(1,2)",
     "abc": "x^{y^{z}}-x^{z^{y}}", "roots": r"\sqrt[9]{" * 30 + "2" + "}" * 30, "logs": r"\ln" * 80,
     "big rational": r"\frac{" + "7" * 240 + "}{" + "3" * 240 + "}", "mixed": "9" * 200 + r"\frac{1}{3}", "floor":
-    r"\lfloor 10^{10^{9}}\pi \rfloor"}  # fmt: skip
+    r"\lfloor 10^{10^{9}}\pi \rfloor"}
 RESPONSES = {  # whole responses
     "a thousand boxes": r"\boxed{18}" * 1000, "open boxes": r"\boxed{" * 5000, "deep box": r"\boxed{" + "{" * 10_000
     + "17" + "}" * 10_000 + "}", "a megabyte": r"\boxed{" + "17 " * 350_000 + "}", "a megabyte of nines": "9" * 2**20,
     "megabyte box": r"\boxed{" + "9" * 2**20 + "}", "phrases": "the answer is " * 50_000, "answers": "answer" * 100_000,
     "spaces": "answer is" + " " * 10**6, "nulls": "\0" * 10**6, "backslashes": "\\" * 10**6, "dollars": "answer is " + "$" * 10**6,
     "fake ends": r"\boxed{18}" + "}" * 10**5, "empty box last": r"\boxed{17} \boxed{}", "boxes in boxes": r"\boxed{" * 300
-    + "18" + "}" * 300, "commas": "answer: " + "1," * 10**5, "retraction": r"\boxed{17} wait, \boxed{18}"}  # fmt: skip
+    + "18" + "}" * 300, "commas": "answer: " + "1," * 10**5, "retraction": r"\boxed{17} wait, \boxed{18}"}
 
 
 def seconds(pairs) -> float:

@@ -185,4 +185,4 @@ def test_the_order_of_waking(policy, monkeypatch):
     wake = lambda what: ("wake_up", ("tags", [what]))
     assert [call[:2] for call in engine.calls] == [
         ("sleep", ("level", 2)), ("empty_cache",), wake("weights"), ("collective_rpc", "reload_weights"),
-        ("empty_cache",), wake("kv_cache"), ("reset_prefix_cache",), ("sleep", ("level", 2))]  # fmt: skip
+        ("empty_cache",), wake("kv_cache"), ("reset_prefix_cache",), ("sleep", ("level", 2))]

@@ -39,7 +39,7 @@ def test_check_by_hand(order, end):
     "\\boxed{+3*2}", "\\boxed{+3*2+8+0}", "\\boxed{+3*2+8+8}", "\\boxed{+3*2+8*1}", "\\boxed{+03*2+8}",
     "\\boxed{+3*2+8}\n\\boxed{+3+8*2}", "\\boxed{" + "+3*2+8" * 10_000 + "}", "\\boxed{" * 10_000, "}{", "\\boxed{++}",
     "\\boxed{+٣*2+8}", None,
-])  # fmt: skip
+])
 def test_check_refuses_what_is_no_right_order(response):
     assert worlds.check(response, EXAMPLE) == 0.0
 
