@@ -15,8 +15,8 @@ How it differs from its neighbours:
     python grpo.py --model qwen2.5-math-1.5b                                 one GPU
     torchrun --nproc-per-node 8 grpo.py --model qwen2.5-math-7b              eight GPUs
 
-What the printed loss means: little. At ratio 1 it is minus the mean advantage of the kept tokens, so it is near 0. Its
-gradient is not. Watch reward, accuracy and entropy.
+The printed loss says little: at ratio 1 it is minus the mean advantage of the kept tokens, near 0. Its gradient is not.
+Watch reward, accuracy and entropy.
 
 Source: DeepSeekMath, arXiv 2402.03300, eq. 3; as compared in arXiv 2504.11343, section 2. Dr. GRPO: arXiv 2503.20783.
 DAPO: arXiv 2503.14476.

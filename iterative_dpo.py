@@ -13,8 +13,8 @@ How it differs from its neighbours:
     python iterative_dpo.py --model qwen2.5-math-1.5b                        one GPU
     torchrun --nproc-per-node 8 iterative_dpo.py --model qwen2.5-math-7b     eight GPUs
 
-What the printed loss means: it starts each iteration at log 2 = 0.69, because the reference is the policy itself, and
-falls within it. What is printed is the mean over the epochs. It does not fall from iteration to iteration.
+The loss starts each iteration at log 2 = 0.69, because the reference is the policy itself, and falls within it. What is
+printed is the mean over the epochs. It does not fall from iteration to iteration.
 
 Source: DPO, arXiv 2305.18290, eq. 7; iterated with verified rewards as in RLHFlow's Online-DPO-R1, the baseline of
 arXiv 2504.11343. Label smoothing: conservative DPO. Theirs decays the learning rate by a cosine; ours is constant.

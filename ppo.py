@@ -5,8 +5,8 @@
     weight = 1 / (tokens of the kept responses in an update); --loss_norm has others
 
 How it differs from its neighbours:
-  - grpo.py judges a response against the others to its prompt. Here the critic's value is the baseline. So one response
-    per prompt is enough (--samples_per_prompt 1), and each token has an advantage of its own.
+  - grpo.py judges a response against the others to its prompt. Here the baseline is the critic's value. So one response
+    per prompt is enough, and each token has its own advantage.
   - The price is a second model: the critic is a copy of the policy's backbone with a scalar head and its own optimizer.
   - reinforce_rej.py needs no baseline at all: it drops the prompts that teach nothing.
   - The reward r_t is the verifier's, on a response's last token. gamma = lam = 1 makes A = return - value.
@@ -15,8 +15,8 @@ How it differs from its neighbours:
     python ppo.py --model qwen2.5-math-1.5b                                  one GPU
     torchrun --nproc-per-node 8 ppo.py --model qwen2.5-math-7b               eight GPUs
 
-What the printed loss means: little. At ratio 1 it is minus the mean advantage, and whitened advantages average 0. Watch
-reward, accuracy and value_loss.
+The printed loss says little: at ratio 1 it is minus the mean advantage, and whitened advantages average 0. Watch reward,
+accuracy and value_loss.
 
 Source: PPO, arXiv 1707.06347, eq. 7 and 9; GAE, arXiv 1506.02438, eq. 16. Value clipping and whitening as in the code
 that goes with arXiv 2504.11343.

@@ -14,8 +14,8 @@ How it differs from its neighbours:
     python raft_pp.py --model qwen2.5-math-1.5b                              one GPU
     torchrun --nproc-per-node 8 raft_pp.py --model qwen2.5-math-7b           eight GPUs
 
-What the printed loss means: it is minus the mean ratio, so it stays near -1 however well this learns. Its gradient is
-that of the likelihood. Watch reward, accuracy and entropy.
+The printed loss is minus the mean ratio, so it stays near -1 however well this learns. Its gradient is that of the
+likelihood. Watch reward, accuracy and entropy.
 
 Source: arXiv 2504.11343, eq. 6; the clipped ratio is that of PPO, arXiv 1707.06347, eq. 7.
 """

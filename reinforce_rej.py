@@ -5,9 +5,9 @@
     weight = 1 / (tokens of the kept responses in an update); --loss_norm has others
 
 How it differs from its neighbours:
-  - raft_pp.py keeps the correct responses only. Here the wrong ones are pushed down. (Rewards of 0 and 1 as they are
-    would give them no gradient. The released code does that.)
-  - grpo.py subtracts the group's mean and divides by its std, which also silences all-right and all-wrong prompts.
+  - raft_pp.py keeps the correct responses only. Here the wrong ones are pushed down. (In the released code they are
+    not: there r is 0 or 1.)
+  - grpo.py subtracts the group's mean and divides by its std. That silences such prompts too.
   - ppo.py learns a critic instead of having a rule for which prompts to drop.
   - Relatives are flags. Reinforce is --reject none. The variants of the paper are --reject correct|wrong, --baseline
     group and --normalize group. RLOO is --reject none --baseline leave_one_out. Reinforce++ is --reject none
@@ -17,8 +17,8 @@ How it differs from its neighbours:
     python reinforce_rej.py --model qwen2.5-math-1.5b                        one GPU
     torchrun --nproc-per-node 8 reinforce_rej.py --model qwen2.5-math-7b     eight GPUs
 
-What the printed loss means: little. At ratio 1 it is minus the mean advantage of the kept tokens, so it is near 0. Its
-gradient is not. Watch reward, accuracy and entropy.
+The printed loss says little: at ratio 1 it is minus the mean advantage of the kept tokens, near 0. Its gradient is not.
+Watch reward, accuracy and entropy.
 
 Source: arXiv 2504.11343, eq. 5 and figure 4. RLOO: arXiv 2402.14740. Reinforce++: arXiv 2501.03262.
 """

@@ -283,7 +283,7 @@ def test_not_a_number_is_outside_of_all_bounds(capsys, flag):
 @pytest.mark.parametrize("config, flag, bad, good", [
     (ppo.Config, "gamma", "1.01", "1"), (ppo.Config, "lam", "-0.1", "0"), (ppo.Config, "value_clip", "-1", "0"),
     (iterative_dpo.Config, "label_smoothing", "0.51", "0.5"), (iterative_dpo.Config, "beta", "0", "0.01"),
-    (iterative_dpo.Config, "epochs", "0", "1"), (iterative_dpo.Config, "tis_cap", "1", "0"),
+    (iterative_dpo.Config, "epochs", "0", "1"),
 ])
 def test_the_bounds_of_an_algorithms_own_fields(capsys, config, flag, bad, good):
     assert common.parse(config, "doc", [f"--{flag}", good])

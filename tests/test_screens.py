@@ -18,6 +18,7 @@ import iterative_dpo
 import raft_pp
 import reinforce_rej
 from core import hub, processes, record
+from core.meter import Meter
 from core.processes import bar_style, progress, watched
 from core.sampler import TorchSampler
 from core.vllm_sampler import LateBar
@@ -145,9 +146,11 @@ def test_in_a_pipe_one_line_announces_a_download(monkeypatch, capsys, terminal, 
 def test_the_training_bar_shows_what_there_is_room_for(terminal, capsys, columns, shown):
     terminal(columns)
     metrics = dict(loss=-0.0123, reward=0.516, accuracy=0.516, entropy=0.125, kl=0.00121, length=33.9)
-    run = SimpleNamespace(step=10, cfg=SimpleNamespace(steps=40), metrics=metrics)
-    with record.training_bar(run) as run.bar:
-        record.progress(run, 1.0)
+    meter = Meter(40, 9)
+    meter.start(10, 0)
+    meter.metrics.update(metrics)
+    meter.show()
+    meter.bar.close()
     state = capsys.readouterr().err.split("\r")[-1].rstrip()
     assert state.startswith("training 10/40 |") and " left, reward 0.516" in state and len(state) <= columns
     assert [name for name in metrics if f" {name} " in state] == shown
@@ -155,11 +158,12 @@ def test_the_training_bar_shows_what_there_is_room_for(terminal, capsys, columns
 
 def test_the_time_that_is_left_comes_from_the_mean_of_the_steps(monkeypatch, capsys):
     """Resumed after step 10; two steps have taken 30 s, so the 28 that are left take 420 s."""
-    monkeypatch.setattr(record.time, "perf_counter", lambda: 130.0)
-    metrics = dict.fromkeys(["loss", "kl"]) | dict(reward=0.5, accuracy=0.25, entropy=1.0, length=20.0)
-    bar = SimpleNamespace(set_postfix_str=lambda text: None)
-    run = SimpleNamespace(step=12, began=(100.0, 10), cfg=SimpleNamespace(steps=40), metrics=metrics, bar=bar)
-    record.progress(run, 1.25)
+    meter = Meter(40, 10)
+    meter.start(12, 0)
+    meter.metrics.update(reward=0.5, accuracy=0.25, entropy=1.0, length=20.0, time_train=1.25)
+    meter.began = 100.0
+    monkeypatch.setattr("core.meter.time.perf_counter", lambda: 130.0)
+    meter.show()
     assert capsys.readouterr().out == (
         "step 12/40  reward 0.5  accuracy 0.25  entropy 1  length 20  1.2 s  07:00 left\n")
 
@@ -190,7 +194,7 @@ def test_readme_shows_the_first_line_of_the_default_run(policy, tokenizer, monke
     monkeypatch.setattr(sys, "argv", ["grpo.py"])
     cfg = common.parse(grpo.Config, grpo.__doc__, [])
     sampler, prompt = TorchSampler(policy, {260}), dict(prompt=tokenizer("1+1")["input_ids"])
-    run = SimpleNamespace(cfg=cfg, config=dict(about=common.about(cfg)), policy=policy, sampler=sampler, step=0,
+    run = SimpleNamespace(cfg=cfg, config=dict(about=common.about(cfg)), policy=policy, sampler=sampler, state=dict(step=0),
                           problems=[prompt] * 10_000, tokenizer=tokenizer, device="cpu")
     record.introduction(run)
     what, where, first = capsys.readouterr().out.splitlines()  # and nothing is unusual
