@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc):
 # The files that take longest, first; what is not listed comes after them.
 ORDER = ["test_tiny.py", "test_policy.py", "test_resume.py", "test_vllm.py", "test_every_algorithm.py",
          "test_verify_hostile.py", "test_samplers.py", "test_runs.py", "test_eval.py", "test_folders.py",
-         "test_hub.py", "test_verify.py"]  # fmt: skip
+         "test_hub.py", "test_verify.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
-"""What a copy of an algorithm may use of the run, beyond what the six do: its own values and sums of tokens, rollouts
-that are not from the policy, a learning rate that changes, state of its own in checkpoints, an order of the prompts.
+"""What a copy of an algorithm may use of the run, beyond what the six do: its own values of tokens, old logprobs,
+rollouts that are not from the policy, a learning rate that changes, state of its own in checkpoints, an order of the
+prompts.
 
 Whole copies, README's among them, and what is said to slips in them are in test_forks.py."""
 
@@ -19,6 +20,7 @@ import common
 import grpo
 import raft
 from conftest import FEW
+from core import data, record
 from core.minibatches import split
 from core.rollout import Rollouts
 
@@ -33,10 +35,10 @@ def open_run(small, tmp_path):
         def make(*flags, **how):
             argv = [*small, *FEW, "--steps", "99", "--out", str(tmp_path / "run"), *map(str, flags)]
             run = common.Run(common.parse(grpo.Config, "doc", argv), **how)
-            run.begin()
             steps = run.steps()
             stack.callback(steps.close)
             next(steps)
+            run.again = steps
             return run
 
         yield make
@@ -64,9 +66,10 @@ def one_batch(run, rollouts, *how, **more):
     return batch
 
 
-def means(run, rollouts) -> dict:
-    """What log() makes of the sums over tokens."""
+def row_of(run, rollouts) -> dict:
+    """The row of metrics.jsonl that log() has completed."""
     run.log(rollouts, torch.zeros(rollouts.lengths.shape))
+    record.write_row(run)
     return read(run.folder / "metrics.jsonl")[-1]
 
 
@@ -115,37 +118,92 @@ def test_an_inexact_sampler_gets_the_trainers_values(open_run, monkeypatch):
     monkeypatch.setattr(run.sampler, "exact", False)
     rollouts = run.sample()
     rollouts.tokens.sampler -= 0.1
-    rollouts.tokens.entropy[:] = math.nan
+    rollouts.entropies[:] = math.nan
     run.reward(rollouts)
     run.old_logprobs(rollouts)
     logprobs, entropy = run.policy.logprobs(rollouts.batch)
     assert torch.equal(rollouts.tokens.old, logprobs) and torch.equal(rollouts.tokens.entropy, entropy)
-    assert run.old.gap().mean().item() == pytest.approx(0.1, abs=1e-4)
+    assert row_of(run, rollouts)["mismatch"] == pytest.approx(0.1, abs=1e-4)
 
 
-def test_own_sums_stand_in_the_metrics_in_place_of_the_clip(open_run):
-    """As shares of the kept tokens: here a half of each token, and how many there are with an advantage above 0. Names
-    that end in _max are maxima."""
-    run = open_run("--tokens_per_micro", 120)
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name, words", [("old", ""), ("entropy", ""), ("ref", ", with --reference true,")])
+def test_what_is_read_before_it_is_computed_is_one_line(open_run, monkeypatch, capsys, name, words, exact):
+    """With either sampler alike; so a fork that was tried with one of them works with the other."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", exact)
+    rollouts = run.sample()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        getattr(rollouts.tokens, name)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: tokens.{name} is not computed yet; call run.old_logprobs(rollouts){words} before you read it\n")
+    with pytest.raises(AttributeError, match="tokens has no 'mine'; it has sampler"):
+        print(rollouts.tokens.mine)
+    assert name == "ref" or len(getattr(run.old_logprobs(rollouts), name)) == rollouts.lengths.sum()
+
+
+def test_more_responses_after_an_update_are_refused(open_run, monkeypatch, capsys):
+    """The policy has moved: what it was for them is not known any more. Unless all were asked for in time."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", False)
+    for asked in (False, True):
+        if asked:
+            next(run.again)
+        rollouts = run.sample()
+        run.reward(rollouts)
+        adv, keep = everything(rollouts)
+        half = keep & (torch.arange(7) < 3)[:, None]
+        if asked:
+            run.old_logprobs(rollouts)
+        run.update(one_batch(run, rollouts, adv, half), grpo.token_loss)
+        assert len(run.minibatches(rollouts, adv, half)) == 1
+        if asked:
+            assert len(run.minibatches(rollouts, adv, keep)) == 1
+            return
+        with pytest.raises(SystemExit):
+            run.minibatches(rollouts, adv, keep)
+        assert "call run.old_logprobs(rollouts) before the first update" in capsys.readouterr().err
+        run.log(rollouts, torch.zeros(7, 4))
+
+
+def test_an_update_that_sees_old_logprobs_itself_hands_them_on(open_run, monkeypatch):
+    """Two epochs, as in PPO and DPO: in the second one, old is what the policy was before the first update."""
+    run = open_run("--lr", 1e-2)
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts = run.sample()
+    run.reward(rollouts)
+    before = run.policy.logprobs(rollouts.batch)[0]
+    for epoch in range(2):
+        for batch in run.minibatches(rollouts, *everything(rollouts)):
+            run.update(batch, grpo.token_loss)
+            if epoch:
+                assert torch.allclose(batch.values["old"], before[batch.index], atol=1e-4)
+    assert (run.policy.logprobs(rollouts.batch)[0] - before).abs().max() > 0.1
+
+
+def test_a_clip_of_ones_own_is_counted(open_run):
+    """This loss never moves the first token of a response with a negative advantage, and all others. At ratio 1 none
+    of them has moved up or down, so the fraction waits for the second update, which is a step away."""
+    run = open_run("--lr", 1e-3)
     rollouts = sampled(run)
-    adv = torch.where(torch.arange(28).view(7, 4) < 8, 1.0, -1.0)
-
-    def token_loss(new, tokens, cfg):
-        sums = dict(half=torch.full_like(new, 0.5).sum(), good=(tokens.adv > 0).sum(), place_max=tokens.position.max())
-        return -new * tokens.adv, sums
-
-    run.update(one_batch(run, rollouts, adv, torch.ones(7, 4, dtype=torch.bool)), token_loss)
-    row = means(run, rollouts)
-    assert row["half"] == pytest.approx(0.5) and row["clip_low"] is None and row["clip_high"] is None
-    assert row["good"] == pytest.approx(float(rollouts.lengths[:2].sum() / rollouts.lengths.sum()))
-    assert row["place_max"] == rollouts.lengths.max() - 1
+    adv, keep = everything(rollouts, -1.0)
+    own = lambda new, tokens, cfg: new * (tokens.position > 0)
+    for _ in range(2):
+        run.update(one_batch(run, rollouts, adv, keep), own)
+    row = row_of(run, rollouts)
+    tokens = 2 * int(rollouts.lengths.sum())
+    (_, first), (_, second) = run.meter.passes
+    assert first.sum() == second.sum() == 28  # one of each response
+    assert 0.9 * 28 <= (row["clip_low"] + row["clip_high"]) * tokens <= 2 * 28
 
 
 def test_a_metric_of_ones_own(open_run):
     """A tensor of one number counts as a number."""
     run = open_run()
     run.metrics["temperature"], run.metrics["share"] = 0.7, torch.tensor(0.25)
-    row = means(run, sampled(run))
+    row = row_of(run, sampled(run))
     assert (row["temperature"], row["share"]) == (0.7, 0.25)
 
 
@@ -153,14 +211,14 @@ def test_a_metric_of_ones_own(open_run):
 def test_other_problems_leave_the_data_cursor_alone_but_draw_new_random_numbers(open_run):
     run = open_run()
     first = run.sample()
-    assert run.drawn == 7
+    assert run.state["drawn"] == 7
     same = [run.sample(problems=first.problems[:2]) for _ in range(2)]
-    assert run.drawn == 7 and run.sampled == 7 + 2 + 2
+    assert run.state["drawn"] == 7 and run.state["sampled"] == 7 + 2 + 2
     texts = [[tuple(x) for x in rollouts.batch.responses[:8]] for rollouts in (first, *same)]
     assert texts[0] != texts[1] != texts[2] != texts[0]
     assert len(np.unique(np.concatenate([x.keys for x in (first, *same)]))) == 28 + 8 + 8
-    following = common.draw(run.problems, 7, 7, run.cfg.seed)
-    assert [p["text"] for p in run.sample().problems] == [p["text"] for p in following] and run.drawn == 14
+    following = data.draw(run.problems, 7, 7, run.cfg.seed)
+    assert [p["text"] for p in run.sample().problems] == [p["text"] for p in following] and run.state["drawn"] == 14
 
 
 def test_another_temperature_is_off_policy(open_run):
@@ -169,7 +227,7 @@ def test_another_temperature_is_off_policy(open_run):
     cold = run.sample(temperature=0.3)
     assert not cold.on_policy.any()
     hot = run.sample(temperature=1.5)
-    assert cold.tokens.entropy.mean() < hot.tokens.entropy.mean()
+    assert cold.entropies.mean() < hot.entropies.mean()
 
 
 def test_old_logprobs_of_rollouts_at_another_temperature_are_the_policys_at_its_own(open_run):
@@ -183,7 +241,7 @@ def test_old_logprobs_of_rollouts_at_another_temperature_are_the_policys_at_its_
     assert off_tokens.sum() == off.lengths.sum() and torch.allclose(both.tokens.old, exact, atol=1e-4)
     assert (off.tokens.sampler - both.tokens.old[off_tokens]).abs().mean() > 0.02
     run.update(one_batch(run, both), grpo.token_loss)
-    assert 0 < len(run.old.gap()) <= on.lengths.sum() and run.old.gap().max() < 1e-4
+    assert 0 < len(run.meter.gap) <= on.lengths.sum() and run.meter.gap.max() < 1e-4
 
 
 @pytest.mark.parametrize("source", ["temperature", "replay"])
@@ -201,11 +259,11 @@ def test_off_policy_rollouts_touch_neither_mismatch_nor_the_importance_weight(op
     both.tokens.sampler -= math.log(1.5)
     run.reward(both)
     run.old_logprobs(both)
-    gap = torch.full((int(on.lengths.sum()),), math.log(1.5))
-    assert both.tokens.old is not None and torch.allclose(run.old.gap(), gap, atol=1e-4)
     run.update(one_batch(run, both), lambda new, tokens, cfg: torch.ones_like(new) + 0 * new)
     share = float(on.lengths.sum() / both.lengths.sum())
-    assert means(run, both)["loss"] == pytest.approx(1.5 * share + 1 - share, rel=1e-4)
+    row = row_of(run, both)
+    assert row["loss"] == pytest.approx(1.5 * share + 1 - share, rel=1e-4)
+    assert row["mismatch"] == pytest.approx(math.log(1.5), abs=1e-4) == row["mismatch_max"]
 
 
 def test_rollouts_of_a_teacher_alone_have_no_mismatch(train, tmp_path):
@@ -253,7 +311,7 @@ def test_together_the_responses_of_a_prompt_are_never_parted(tiny_path):
         batch = rollouts.batch.select(*part)
         policy = common.Policy(tiny_path, "cpu", lr=1e-3, tokens_per_micro=tokens_per_micro)
         policy.optimizer.zero_grad = lambda: None
-        policy.update(batch, lambda new, entropy, tokens: (group_loss(new, tokens, cfg), {}), 1e9)
+        policy.update(batch, lambda new, entropy, tokens: group_loss(new, tokens, cfg), 1e9)
         return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
     whole = gradient(10_000, True)
@@ -265,11 +323,12 @@ def test_together_the_responses_of_a_prompt_are_never_parted(tiny_path):
 # ------------------------------------------------------------------------------------------------ whole forks
 EDITS = {
     "for _ in run.steps():": "for step in run.steps():\n        run.lr = cfg.lr / step",
-    "    run.begin()":
-        "    memory, notes = Memory(), {}\n    run.checkpointed.update(memory=memory, notes=notes)\n    run.begin()",
-    "        run.old_logprobs(rollouts)":
+    "    run = common.Run(cfg)":
+        "    run = common.Run(cfg)\n    memory, notes = Memory(), {}\n"
+        "    run.checkpointed.update(memory=memory, notes=notes)",
+    "        # --- the algorithm":
         "        memory.add(rollouts)\n        notes['rewards'] = [*notes.get('rewards', []), rewards.mean().item()]\n"
-        "        run.metrics['remembered'] = memory.sum.sum()\n        run.old_logprobs(rollouts)",
+        "        run.metrics['remembered'] = memory.sum.sum()\n        # --- the algorithm",
     "def main():": '''class Memory:
     """State of the fork's own, to the last bit."""
 
@@ -288,7 +347,7 @@ EDITS = {
 
 
 def main():''',
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from helpers import assert_near, error_line, read, same_weights, weights
 
 from conftest import ROOT
+from core.meter import watched
 
 GRPO = (ROOT / "grpo.py").read_text()
 TWO_STEPS = ["--steps", 2, "--eval_data", ""]
@@ -115,11 +116,11 @@ def test_gspo_by_hand(fork):
     flat = lambda rows: torch.tensor([x for row in rows for x in row], dtype=torch.float64)
     tokens = SimpleNamespace(old=flat(old), adv=torch.tensor(advantages, dtype=torch.float64)[number], response=number)
     new = (flat(old) + flat(moved)).requires_grad_()
-    losses, counts = gspo.token_loss(new, tokens, cfg)
+    losses = watched(gspo.token_loss)(new, tokens, cfg)
     (losses / (3 * sizes[number])).sum().backward()
     assert (losses / (3 * sizes[number])).sum().item() == pytest.approx(loss, rel=1e-12)
     assert new.grad.tolist() == pytest.approx(gradient, rel=1e-12)
-    assert (int(counts["clip_low"]), int(counts["clip_high"])) == (0, bound)
+    assert int(tokens.clipped.sum()) == bound
 
 
 # ------------------------------------------------------------------------------------------------ a task of one's own
@@ -192,7 +193,7 @@ def replay(rollouts, rewards, buffer):
 
 
 def main():'''
-BEFORE = "        run.old_logprobs(rollouts)\n"
+BEFORE = "        # --- the algorithm " + 81 * "-" + "\n"
 DURING = """        rollouts = replay(rollouts, rewards, buffer)
         rewards = run.reward(rollouts)
         run.metrics["replayed"] = (~rollouts.on_policy).float().mean()
@@ -202,9 +203,9 @@ DURING = """        rollouts = replay(rollouts, rewards, buffer)
 def test_a_dict_of_a_fork_is_resumed_and_replayed_responses_are_off_policy(train, fork, tmp_path):
     """Eleven problems, the same in each step. The third step of a resumed run replays what the first two have seen: it
     is the same bit for bit. Replayed responses leave `mismatch` alone. A metric may be a tensor."""
-    begin = "    run.begin()\n"
+    start = "    run = common.Run(cfg)\n"
     buffer = ("def main():", REPLAY.strip())
-    state = (begin, '    run.checkpointed["buffer"] = buffer = {}\n' + begin)
+    state = (start, start + '    run.checkpointed["buffer"] = buffer = {}\n')
     mine = fork(changed(buffer, state, (BEFORE, DURING + BEFORE)))
     flags = ["--steps", 3, "--save_every", 2, "--eval_data", "", "--samples_per_prompt", 2, "--limit", 11]
     assert train(tmp_path / "whole", *flags, module=mine) == 0
@@ -235,7 +236,8 @@ def test_mismatch_is_never_measured_after_an_update(train, fork, tmp_path):
 # ------------------------------------------------------------------------------------------------ slips
 ADV = "        adv, keep = advantages(rewards, cfg)\n"
 LOSS = "    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)\n"
-BEGIN = "    run.begin()\n"
+START = "    run = common.Run(cfg)\n"
+LOG = "        run.log(rollouts, rewards)\n"
 SLIPS = {
     "one advantage per prompt": (ADV, ADV + "        adv = adv.mean(1)\n", "adv is [11]; it needs [11, 4]"),
     "advantages on their side": (ADV, ADV + "        adv = adv.T\n", "adv is [4, 11]; it needs [11, 4]"),
@@ -243,12 +245,15 @@ SLIPS = {
     "a mask of numbers": (ADV, ADV + "        keep = rewards\n", "keep is [11, 4], torch.float32; it needs [11, 4]"),
     "responses as tokens": (ADV, ADV + "        rollouts.tokens.mine = adv\n", "tokens.mine is [11, 4]; it needs ["),
     "a number as tokens": (ADV, ADV + "        rollouts.tokens.mine = 1.0\n", "tokens.mine is float; it needs ["),
-    "a taken name": (ADV, ADV + "        rollouts.tokens.response = rollouts.tokens.old\n", "the name is taken"),
+    "a taken name": (ADV, ADV + "        rollouts.tokens.response = rollouts.tokens.sampler\n", "the name is taken"),
     "a loss already summed": (LOSS, "    return (-new * tokens.adv).sum()\n", "token_loss returned []; it needs ["),
     "no loss": (LOSS, "    -new * tokens.adv\n", "token_loss returned NoneType; it needs ["),
-    "no save": ("        run.save()\n", "", "step 1: the loop did not call run.save()"),
-    "state too late": (BEGIN, BEGIN + "    run.checkpointed['x'] = {}\n", "run.checkpointed['x']: it has to be there"),
-    "state of no use": (BEGIN, "    run.checkpointed['x'] = []\n" + BEGIN, "run.checkpointed['x'] is a list; it needs"),
+    "no log": (LOG, "", "step 1: the loop did not call run.log()"),
+    "sums beside a loss": (LOSS, "    return -new * tokens.adv, {}\n", "token_loss returned tuple; it needs ["),
+    "old logprobs too early": (ADV, ADV + "        adv = adv * rollouts.tokens.entropy.mean()\n",
+                               "tokens.entropy is not computed yet; call run.old_logprobs(rollouts) before"),
+    "state too late": (LOG, LOG + "        run.checkpointed['x'] = {}\n", "run.checkpointed['x']: it has to be there"),
+    "state of no use": (START, START + "    run.checkpointed['x'] = []\n", "run.checkpointed['x'] is a list; it needs"),
 }
 
 
@@ -263,7 +268,7 @@ def test_a_slip_is_one_line(train, fork, tmp_path, capsys, name):
     ("problem['nope']", "it raised KeyError: 'nope'"),
     ("None", "it raised TypeError"),
     ("float('nan')", "it returned nan"),
-])  # fmt: skip
+])
 def test_a_check_that_fails_counts_as_0_and_is_shown_once(train, problems_file, tmp_path, capsys, body, words):
     (tmp_path / "task.py").write_text(f"def check(response, problem):\n    return {body}\n")
     flags = [*TWO_STEPS, "--max_new_tokens", 24, "--check", tmp_path / "task.py"]

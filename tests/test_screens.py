@@ -194,8 +194,8 @@ def test_readme_shows_the_first_line_of_the_default_run(policy, tokenizer, monke
     monkeypatch.setattr(sys, "argv", ["grpo.py"])
     cfg = common.parse(grpo.Config, grpo.__doc__, [])
     sampler, prompt = TorchSampler(policy, {260}), dict(prompt=tokenizer("1+1")["input_ids"])
-    run = SimpleNamespace(cfg=cfg, config=dict(about=common.about(cfg)), policy=policy, sampler=sampler, state=dict(step=0),
-                          problems=[prompt] * 10_000, tokenizer=tokenizer, device="cpu")
+    run = SimpleNamespace(cfg=cfg, config=dict(about=common.about(cfg)), policy=policy, sampler=sampler,
+                          state=dict(step=0), problems=[prompt] * 10_000, tokenizer=tokenizer, device="cpu")
     record.introduction(run)
     what, where, first = capsys.readouterr().out.splitlines()  # and nothing is unusual
     readme = (Path(grpo.__file__).parent / "README.md").read_text()
