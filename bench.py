@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choose_sampler, fail, find_model, full_loss,
-                    generate, longest_sequence, parse, rank, say, split, start_processes, watched, world)
+                    generate, longest_sequence, parse, rank, say, split, start_processes, watched)
 from core.data import encode
 from core.head import CHUNK
+from core.processes import world
 from core.rewards import decode
 from core.tiny import make_tokenizer
 from core.vllm_sampler import engine_share
@@ -148,8 +149,6 @@ class Bench:
     def __init__(self, cfg, folder: str):
         self.cfg, device = cfg, start_processes()
         cfg.max_prompt_tokens, cfg.max_new_tokens, cfg.updates_per_step = 64, cfg.new_tokens, cfg.updates
-        if world() % (cfg.shard_size or 1):
-            fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         if cfg.arch:
             kind, source, config, self.tokenizer = RandomPolicy, folder, architecture(cfg.arch), make_tokenizer()
             config.save_pretrained(folder)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.processes import all_reduce, bad_input, catch_signals, fail, rank, say, start_processes, world
+from core.processes import all_reduce, bad_input, catch_signals, fail, rank, say, start_processes
 
 import torch
 import torch.distributed as dist
@@ -135,13 +135,11 @@ def kl_k3(logprob, ref):
 
 
 def full_loss(new, entropy, tokens, token_loss, cfg):
-    """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss.
-
-    The importance weight corrects the gap between trainer and sampling engine, under the same weights. It is not the
-    ratio in token_loss, which compares the new policy with the old one."""
+    """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss."""
     loss = token_loss(new, tokens, cfg)
     if cfg.tis_cap:
-        weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)  # 1 if the sampler is exact
+        # Trainer against sampling engine, under the same weights. (token_loss has the ratio of new policy to old.)
+        weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
         loss = loss * torch.where(tokens.on_policy, weight, 1)
     if cfg.kl_coef:
         loss = loss + cfg.kl_coef * (kl_k2 if cfg.kl_loss == "k2" else kl_k3)(new, tokens.ref)
@@ -169,31 +167,25 @@ class Run:
       state         {step, drawn, sampled, data}: steps done; problems drawn from the data, and sampled; what data it is
       meter         the numbers of the step, see core/meter.py
       lr            the learning rate of the next update; a loop may set it
-      generator     torch.Generator for the draws of a step, the same on every rank
-
-    `rollouts`: see core/rollout.py."""
+      generator     torch.Generator for the draws of a step, the same on every rank"""
 
     def __init__(self, cfg, check=None):
         self.device = start_processes()  # first: from here on, a failure may hit one rank alone
         cfg.out = cfg.out or default_out(cfg)
-        self.cfg, self.lr, self.folder = cfg, cfg.lr, Path(cfg.out)
-        self.check = check or find_check(cfg.check)
+        self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
-        source, config, self.tokenizer = find_model(cfg.model, "model")
-        unusual = about(cfg)  # before the template is resolved
-        cfg.template = choose_template(cfg.template, self.tokenizer)
+        source, model_config, self.tokenizer = find_model(cfg.model, "model")
+        unusual, cfg.template = about(cfg), choose_template(cfg.template, self.tokenizer)
         self.config = vars(cfg) | dict(about=unusual)
         if rank() == 0:
             checkpoint.check_folder(self.folder, self.config)
         with bad_input():
             reward_names(cfg.reward)
             windows = self.device == "cuda" and choose_sampler(cfg) is not TorchSampler
-        longest = longest_sequence(config, windows)
+        longest = longest_sequence(model_config, windows)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > longest:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {longest} tokens; lower one of them")
-        if world() % (cfg.shard_size or 1):
-            fail(f"--shard_size {cfg.shard_size}: does not divide the {world()} processes")
         self.state = dict(step=0, drawn=0, sampled=0, data=None)
         graded = self.check is None
         with bad_input():

@@ -15,8 +15,8 @@ How it differs from its neighbours:
     python ppo.py --model qwen2.5-math-1.5b                                  one GPU
     torchrun --nproc-per-node 8 ppo.py --model qwen2.5-math-7b               eight GPUs
 
-The printed loss says little: at ratio 1 it is minus the mean advantage, and whitened advantages average 0. Watch reward,
-accuracy and value_loss.
+The printed loss says little: at ratio 1 it is minus the mean advantage, and whitened advantages average 0. Watch
+reward, accuracy and value_loss.
 
 Source: PPO, arXiv 1707.06347, eq. 7 and 9; GAE, arXiv 1506.02438, eq. 16. Value clipping and whitening as in the code
 that goes with arXiv 2504.11343.

@@ -15,8 +15,8 @@ How it differs from its neighbours:
     python raft.py --model qwen2.5-math-1.5b                                 one GPU
     torchrun --nproc-per-node 8 raft.py --model qwen2.5-math-7b              eight GPUs
 
-The printed loss is the mean surprise (negative logprob) of the correct responses. It falls as the policy sharpens. Watch
-reward, accuracy and entropy as well: falling entropy is the price.
+The printed loss is the mean surprise (negative logprob) of the correct responses. It falls as the policy sharpens.
+Watch reward, accuracy and entropy as well: falling entropy is the price.
 
 Source: RAFT, arXiv 2304.06767; as compared in arXiv 2504.11343, eq. 1. Also known as rejection sampling fine-tuning,
 expert iteration and (from the base model each time) STaR.

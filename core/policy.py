@@ -62,6 +62,8 @@ class Policy(nn.Module):
     def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
                  shard_size=0, offload=False, compile=False, recompute=1):
         super().__init__()
+        if world() % (shard_size or 1):
+            raise ValueError(f"--shard_size {shard_size} does not divide the {world()} processes")
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         for name, value in config.to_dict().items():  # with dropout the ratio would not be 1 in the first update
             if "drop" in name and isinstance(value, float):
