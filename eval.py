@@ -35,10 +35,10 @@ from core.rewards import examine, score
 from core.rollout import Batch
 from core.sampler import TorchSampler, choose_sampler, new_sampler
 from core.saved import about_problem, label, problem_of, read_responses, rows_of, saved_lines, to_rows
-from core.stats import (count, crossing, holm, maj_at_k, mean_lengths, pass_at_k, permutation_p, solvable, spread,
+from core.stats import (count, crossing, holm, majority, mean_lengths, pass_at_k, permutation_p, solvable, spread,
                         transitions, with_interval)
 from core.files import checksum, lock, try_folder, write_whole
-from core.verify import extract, last_boxed, normalise, right
+from core.verify import extract, last_boxed, right
 
 SWEPT = ("temperature", "top_p", "max_new_tokens", "template", "prefix", "reflect")
 SHOWN = "problems samples avg seed_std by_chance truncated boxed python length length_whole".split()
@@ -87,15 +87,6 @@ class Config:
 
 # ================================================================================================ saved evaluations
 read = bad_input()(read_responses)  # a broken file ends the program in one line
-
-
-def majority(saved: dict[str, np.ndarray], right: np.ndarray, ks: list[int]) -> list[list[float]]:
-    """maj@k of each problem, for k in ks, over its first 256 samples: counting more would take minutes."""
-    ballots, curves = min(right.shape[1], 256), []
-    for hits, answers in zip(right[:, :ballots], saved["extracted"]):
-        wrong = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
-        curves.append(maj_at_k(int(hits.sum()), list(wrong.values()), ballots, [k for k in ks if k <= ballots]))
-    return curves
 
 
 def summarise(saved: dict[str, np.ndarray], name: str = "", ks=()) -> dict:

@@ -2,8 +2,11 @@
 
 import math
 import re
+from collections import Counter
 
 import numpy as np
+
+from core.answers import normalise
 
 
 def with_interval(values, draws=10_000, seed=0, least=0, most=1) -> list:
@@ -62,6 +65,15 @@ def maj_at_k(right: int, wrong: list[int], n: int, ks: list[int]) -> list[float]
         shared = (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)
         total[top:] += choose(right, top) * shared[: room - top]
     return [total[k] / choose(n, k) for k in ks]
+
+
+def majority(saved: dict[str, np.ndarray], right: np.ndarray, ks: list[int]) -> list[list[float]]:
+    """maj@k of each problem, for k in ks, over its first 256 samples: counting more would take minutes."""
+    ballots, curves = min(right.shape[1], 256), []
+    for hits, answers in zip(right[:, :ballots], saved["extracted"]):
+        wrong = Counter(normalise(answer) for answer, hit in zip(answers, hits) if answer and not hit)
+        curves.append(maj_at_k(int(hits.sum()), list(wrong.values()), ballots, [k for k in ks if k <= ballots]))
+    return curves
 
 
 def permutation_p(difference, draws=10_000, seed=0) -> float:

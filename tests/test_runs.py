@@ -321,7 +321,7 @@ def test_where_rewards_are_equal_nothing_is_expected_to_be_learned(train, tmp_pa
 
 
 # ------------------------------------------------------------------------------------------------ errors
-@pytest.mark.parametrize("weights, says", [(None, "no weights in safetensors"), ("version https://git-lfs...", "header")])
+@pytest.mark.parametrize("weights, says", [(None, "no weights in safetens"), ("version https://git-lfs...", "header")])
 def test_a_model_without_whole_weights(train, tmp_path, capsys, tiny_path, weights, says):
     """Its config and tokenizer are there; the weights are not, or git-lfs has left its note in their place."""
     folder = tmp_path / "model"
