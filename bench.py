@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choose_sampler, fail, find_model, full_loss,
-                    generate, longest_sequence, parse, rank, say, split, start_processes, watched)
+                    generate, longest_sequence, parse, rank, say, split, start_processes, observe)
 from core.data import encode
 from core.head import CHUNK
 from core.processes import world
@@ -189,7 +189,7 @@ class Bench:
         timed(seconds, "logprobs", rollouts.old.fill, policy, everything if cfg.phase == "logprobs" else later)
         if self.reference:
             timed(seconds, "logprobs", rollouts.ref.fill, self.reference, everything)
-        objective = lambda *values: full_loss(*values, watched(token_loss), cfg)
+        objective = lambda *values: full_loss(*values, observe(token_loss), cfg)
         for rows, units in parts if cfg.phase != "logprobs" else ():
             batch = rollouts.select(rows, units)
             batch.values.setdefault("old", batch.values["sampler"])  # the first update's policy is the one that sampled

@@ -14,7 +14,7 @@ from core import checkpoint, record
 from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out, find_check,  # noqa: F401
                          find_model, longest_sequence, model_defaults, parse)
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
-from core.meter import METRICS, Meter, watched  # noqa: F401
+from core.meter import METRICS, Meter, observe  # noqa: F401
 from core.minibatches import split, token_moments  # noqa: F401
 from core.policy import UNUSABLE, Policy
 from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names  # noqa: F401
@@ -374,7 +374,7 @@ class Run:
         def objective(new, entropy, tokens):
             if self.meter.open:  # the policy is still the one that sampled
                 tokens.old, tokens.entropy = new.detach(), entropy.detach()
-            return full_loss(new, entropy, tokens, watched(token_loss), cfg)
+            return full_loss(new, entropy, tokens, observe(token_loss), cfg)
 
         result = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr)
         if self.meter.open:

@@ -30,7 +30,7 @@ from core.config import (arg, check_bounds, choose_template, find_check, find_mo
 from core.data import encode, load_data
 from core.rows import DATA
 from core.policy import UNUSABLE, Policy
-from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, watched, world
+from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, with_bar, world
 from core.rewards import examine, score
 from core.rollout import Batch
 from core.sampler import TorchSampler, choose_sampler, new_sampler
@@ -168,7 +168,7 @@ def rescore(cfg):
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
     sources = saved.pop("source").flatten()
     problems = [problem_of(row) if check else dict(answer=gold) for row, gold in zip(sources, saved["gold"].flat)]
-    parts = watched(range(0, len(texts), 500), "grading")
+    parts = with_bar(range(0, len(texts), 500), "grading")
     scores = [score(texts[i : i + 500], problems[i : i + 500], check)[0] for i in parts]
     saved["correct"].flat = right(torch.cat(scores)).tolist()
     saved["extracted"].flat = [extract(text) for text in texts]
@@ -244,7 +244,7 @@ def answer(cfg, file: Path, problems: list[dict], sampler, tokenizer):
         with file.open("r+b") as out:
             out.truncate(sum(map(len, whole)))
     done = int(all_reduce(torch.tensor(done)))  # from rank 0; the others have 0
-    for seed, i in watched(chunks, file.stem, sizes, done):
+    for seed, i in with_bar(chunks, file.stem, sizes, done):
         rollouts = examine(sampler, tokenizer, problems[i : i + size], cfg.samples, seed, cfg, first=i, check=check)
         if rank() == 0:
             with open(file, "a") as out:

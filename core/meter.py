@@ -1,4 +1,4 @@
-"""The meter of a run: the numbers of the step that is running, until they are a row of metrics.jsonl, and the bar."""
+"""The meter of a run: the numbers of the present step, until they are a row of metrics.jsonl, and the bar."""
 
 import math
 import shutil
@@ -17,9 +17,10 @@ METRICS = ("step reward accuracy all_correct all_wrong kept loss entropy kl clip
 TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 
 
-def watched(token_loss):
-    """The same token_loss, but what comes back is checked, and tokens.clipped [T] is set: the tokens that have an
-    advantage but a gradient of exactly 0. The clip stops them, whatever kind of clip it is."""
+def observe(token_loss):
+    """The same token_loss, with two additions: the shape of its result is checked, and tokens.clipped [T] is set.
+
+    A token is clipped if it has an advantage but a gradient of exactly 0. That is right for any kind of clip."""
 
     def watch(new, tokens, cfg):
         loss = token_loss(new, tokens, cfg)
@@ -34,8 +35,13 @@ def watched(token_loss):
 
 
 class Meter:
-    """metrics: the step's row, {name: number or None}. updates: those that were tried in the step. passes: for each
-    update that succeeded, (places of its tokens in the batch, which of them were clipped)."""
+    """The numbers of a run and of its present step.
+
+      metrics   the step's row of metrics.jsonl, {name: number or None}
+      updates   how many updates the step has tried
+      passes    for each update that succeeded: (places of its tokens in the batch, which of them were clipped)
+      gap       |trainer's - sampler's logprob| of on-policy tokens, from which `mismatch` is computed
+      open      the batch that will see its old logprobs in its own update, see Run.minibatches()"""
 
     def __init__(self, steps: int, done: int):
         self.steps, self.done, self.began = steps, done, time.perf_counter()
@@ -47,9 +53,7 @@ class Meter:
         """Forget the step before, and seed what is drawn in this one, so that a resumed run draws the same."""
         self.metrics = dict.fromkeys(METRICS) | dict(step=step, skipped_updates=0, dropped=0)
         self.updates, self.kept_tokens, self.passes, self.stats = 0, 0, [], []
-        self.gap = torch.zeros(0)  # |trainer - sampler| of the on-policy tokens in the first update
-        self.open = None  # the batch whose old logprobs its own update will see, see Run.minibatches()
-        self.logged = False
+        self.gap, self.open, self.logged = torch.zeros(0), None, False
         self.clock = time.perf_counter()
         seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])  # torch needs 32 bits
         torch.manual_seed(seed)

@@ -127,14 +127,14 @@ def bar_style(delay=5) -> dict:
     return dict(bar_format=form, delay=30, mininterval=30, miniters=1, leave=False, file=Lines())
 
 
-outer = []  # (bar of watched(), size of its current item), while that bar is open
+outer = []  # (bar of with_bar(), size of its current item), while that bar is open
 
 
 @contextlib.contextmanager
 def progress(total: int, what: str, quiet=False):
     """A progress bar, as `with progress(total, what) as done:`. Call done(x) when x more of `total` is done.
 
-    Inside watched() there is no second bar. The bar of watched() moves by the same share of its current item."""
+    Inside with_bar() there is no second bar. The bar of with_bar() moves by the same share of its current item."""
     if outer and not quiet:
         bar, size = outer[0]
         yield lambda done: bar.update(done * size / max(1, total))
@@ -143,7 +143,7 @@ def progress(total: int, what: str, quiet=False):
             yield bar.update
 
 
-def watched(items, what: str, sizes=None, done=0):
+def with_bar(items, what: str, sizes=None, done=0):
     """Yield the items after the first `done`, with a bar on rank 0. sizes: how much work each item is (default: 1)."""
     sizes = sizes or [1] * len(items)
     with tqdm(total=sum(sizes), initial=sum(sizes[:done]), desc=what, disable=rank() > 0, **bar_style(delay=1)) as bar:

@@ -1,6 +1,5 @@
-"""What a run says and leaves for its readers: a few words at the start, after each step and at the end; some responses
-of each step, token by token; the responses of an evaluation; its curves and its page. `run` is a common.Run. The files:
-docs/reference.md."""
+"""What a run says, and what it writes for its readers: some responses of each step, token by token; the responses of an
+evaluation; its curves and its page. `run` is a common.Run. docs/reference.md describes the files."""
 
 import functools
 import json
@@ -25,14 +24,13 @@ from core.sampler import TorchSampler
 from core.saved import rows_of
 from core.stats import with_interval
 
-MOST = 22_000_000  # bytes of samples.jsonl over a whole run, but for the last two records
-AT_ONCE = 2**16  # tokens that are recorded of one step, about 2 MB
-SHARE = 3 / 64  # of all responses: recording them costs another forward pass, up to 3 % of a step's time
+MOST = 22_000_000  # bytes of samples.jsonl over a whole run, without the last two records
+AT_ONCE = 2**16  # tokens recorded of one step, about 2 MB
+SHARE = 3 / 64  # share of the prompts that is recorded: the extra forward pass costs up to 3 % of a step's time
 
 
 def method(config_class, script: str) -> str:
-    """The method's name from the script's docstring ("RAFT++"), if the file is still called after it; else the file's
-    name."""
+    """The method's name ("RAFT++") from the script's docstring. A copy under another name is called by that name."""
     title = (sys.modules[config_class.__module__].__doc__ or "").partition(":")[0]
     plain = lambda text: re.sub(r"[^a-z]", "", text.lower().replace("+", "p"))
     return title if plain(title) == plain(script) else script
@@ -49,13 +47,13 @@ def hardware(device: str) -> str:
     return f"CPU, {world()} processes of {threads}" if world() > 1 else f"CPU, {threads}"
 
 
-def shortened(text: str, most: int = 300) -> str:
+def cut_middle(text: str, most: int = 300) -> str:
     """A long text without its middle."""
     return text if len(text) <= most else f"{text[: most // 2 - 2]} ... {text[3 - most // 2 :]}"
 
 
 def introduction(run):
-    """What is trained on what, how and where; what is unusual about it; and the first prompt as the model reads it."""
+    """Say what is trained on what, how and where, which settings are unusual, and show the first prompt."""
     cfg, about = run.cfg, run.config["about"]
     size = sum(parameter.numel() for parameter in run.policy.lm.parameters())
     size = f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.3g} M" if size >= 1e7 else f"{size / 1e6:.2f} M"
@@ -65,20 +63,20 @@ def introduction(run):
     values = {name: value.lower() if value in ("True", "False") else value for name, value in values.items()}
     unusual = " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
     prompt = run.tokenizer.decode(next(filter(None, run.problems))["prompt"])
-    say(fitted(
+    say(fit_width(
         f"{method(type(cfg), about['script'])} on {cfg.model} ({size} parameters), problems: {cfg.data} "
         f"({len(run.problems):,}), {plural(cfg.steps, 'step')} of {plural(cfg.prompts_per_step, 'prompt')} x "
         f"{plural(cfg.samples_per_prompt, 'response')}, {plural(updates, 'update')} each, lr {short(cfg.lr)}"
         + (f"; {run.state['step']} done, going on from there" if run.state["step"] else "")
     ))
-    say(fitted(f"{hardware(run.device)}{sampler}; {cfg.out} (all settings: config.json)"))
+    say(fit_width(f"{hardware(run.device)}{sampler}; {cfg.out} (all settings: config.json)"))
     if unusual:
-        say(fitted(f"unusual: {unusual}"))
-    say(fitted(f"first prompt: {shortened(prompt)!r}"))
+        say(fit_width(f"unusual: {unusual}"))
+    say(fit_width(f"first prompt: {cut_middle(prompt)!r}"))
 
 
-def fitted(line: str) -> str:
-    """A line, broken between words where a terminal would break it anywhere."""
+def fit_width(line: str) -> str:
+    """A long line, broken between words: a terminal would break it in the middle of one."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     how = dict(subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return textwrap.fill(line, width, **how) if 0 < width < len(line) else line
@@ -198,7 +196,7 @@ def evaluate(run):
     file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows_of(rollouts, run.cfg.seed)))
     what = f"{len(rollouts.problems)} test problems, {rollouts.n} responses each"
     interval = f"95 % interval {low:.1%} to {high:.1%}"
-    say(fitted(f"step {step}: accuracy {accuracy:.1%} on {what}, {interval}"))
+    say(fit_width(f"step {step}: accuracy {accuracy:.1%} on {what}, {interval}"))
     return rollouts
 
 
@@ -222,7 +220,7 @@ def conclusion(run, evaluated):
     tests = [row["eval_accuracy"] for _, row in read_lines(run.folder / "metrics.jsonl")]
     if tests := [accuracy for accuracy in tests if accuracy is not None]:
         say(f"accuracy on {len(run.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
-    say(fitted(f"model: {out}/final   curves: {curves}   numbers: {out}/metrics.jsonl"))
+    say(fit_width(f"model: {out}/final   curves: {curves}   numbers: {out}/metrics.jsonl"))
     if run.cfg.show and (page := draw("show.py", out)):
         say(f"what was learned, token by token: {page}")
     check = ["--check", run.cfg.check] if run.cfg.check else []

@@ -16,7 +16,7 @@ import torch
 import core.verify as grading
 from core.data import epoch_order
 from core.files import read_lines, write_whole
-from core.processes import all_reduce, gather, rank, say, watched, world
+from core.processes import all_reduce, gather, rank, say, with_bar, world
 from core.rollout import Rollouts, generate
 from core.streams import uniforms
 from core.verify import extract, last_boxed, normalise, right, verify_all
@@ -185,7 +185,7 @@ def vote_labels(file: Path, pool: list[dict], sampler, tokenizer, cfg) -> list[s
     `file` keeps the labels, so an interrupted vote goes on where it stopped."""
     labels = [row["label"] for _, row in read_lines(file)] if file.exists() else []
     size = max(1, 4096 // cfg.votes)
-    for i in watched(range(len(labels), len(pool), size), "voting"):
+    for i in with_bar(range(len(labels), len(pool), size), "voting"):
         how = dict(seed=cfg.seed + 2**41, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, first=i)
         texts = decode(generate(sampler, pool[i : i + size], cfg.votes, **how).responses, tokenizer)
         labels += [vote(texts[j : j + cfg.votes]) for j in range(0, len(texts), cfg.votes)]

@@ -14,7 +14,7 @@ import torch
 from helpers import assert_near, error_line, read, same_weights, weights
 
 from conftest import ROOT
-from core.meter import watched
+from core.meter import observe
 
 GRPO = (ROOT / "grpo.py").read_text()
 TWO_STEPS = ["--steps", 2, "--eval_data", ""]
@@ -116,7 +116,7 @@ def test_gspo_by_hand(fork):
     flat = lambda rows: torch.tensor([x for row in rows for x in row], dtype=torch.float64)
     tokens = SimpleNamespace(old=flat(old), adv=torch.tensor(advantages, dtype=torch.float64)[number], response=number)
     new = (flat(old) + flat(moved)).requires_grad_()
-    losses = watched(gspo.token_loss)(new, tokens, cfg)
+    losses = observe(gspo.token_loss)(new, tokens, cfg)
     (losses / (3 * sizes[number])).sum().backward()
     assert (losses / (3 * sizes[number])).sum().item() == pytest.approx(loss, rel=1e-12)
     assert new.grad.tolist() == pytest.approx(gradient, rel=1e-12)

@@ -109,7 +109,7 @@ def clipped(new, adv, cfg, token_loss=grpo.token_loss) -> list[bool]:
     """Which tokens a loss clips, where all old logprobs are 0."""
     new = new.clone().requires_grad_()
     tokens = SimpleNamespace(old=torch.zeros(len(new)), adv=adv)
-    meter.watched(token_loss)(new, tokens, cfg)
+    meter.observe(token_loss)(new, tokens, cfg)
     return tokens.clipped.tolist()
 
 

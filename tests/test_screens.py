@@ -19,7 +19,7 @@ import raft_pp
 import reinforce_rej
 from core import hub, processes, record
 from core.meter import Meter
-from core.processes import bar_style, progress, watched
+from core.processes import bar_style, progress, with_bar
 from core.sampler import TorchSampler
 from core.vllm_sampler import LateBar
 
@@ -70,16 +70,16 @@ def test_in_a_pipe_the_first_line_comes_after_half_a_minute(capsys):
     assert (style["delay"], style["mininterval"]) == (30, 30)
     with progress(10, "sampling") as done:
         done(10)
-    assert list(watched("abc", "grading")) == ["a", "b", "c"]
+    assert list(with_bar("abc", "grading")) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_done_within_watched_moves_its_bar(monkeypatch):
+def test_what_is_done_within_with_bar_moves_its_bar(monkeypatch):
     """An evaluation: three chunks of 40, 40 and 20 responses, the first of which an earlier command has done. Half of
     the second one's tokens are 20 responses."""
     seen = []
     monkeypatch.setattr(processes.tqdm, "update", lambda bar, n: (seen.append(n), setattr(bar, "n", bar.n + n)))
-    for item in watched("abc", "easy", sizes=[40, 40, 20], done=1):
+    for item in with_bar("abc", "easy", sizes=[40, 40, 20], done=1):
         if item == "b":
             with progress(5000, "sampling") as done:
                 done(2500)
@@ -178,16 +178,16 @@ def test_a_method_is_called_as_its_docstring_says_and_a_copy_by_its_own_name(mod
 
 
 def test_a_long_prompt_is_shown_without_its_middle():
-    assert record.shortened("x" * 300) == "x" * 300
-    text = record.shortened("a" * 1000 + "b" * 1000)
+    assert record.cut_middle("x" * 300) == "x" * 300
+    text = record.cut_middle("a" * 1000 + "b" * 1000)
     assert len(text) == 300 and text.startswith("aaa") and " ... " in text and text.endswith("bbb")
 
 
 def test_a_line_is_broken_between_words_on_a_terminal_and_not_at_all_in_a_pipe(terminal):
     line = "GRPO on tiny " * 10
-    assert record.fitted(line) == line
+    assert record.fit_width(line) == line
     terminal(80)
-    assert all(len(part) <= 80 for part in record.fitted(line).split("\n"))
+    assert all(len(part) <= 80 for part in record.fit_width(line).split("\n"))
 
 
 def test_readme_shows_the_first_line_of_the_default_run(policy, tokenizer, monkeypatch, capsys):
