@@ -6,7 +6,7 @@ import shutil
 from unittest import mock
 
 import pytest
-from helpers import metrics, read, same_weights, weights
+from helpers import error_line, metrics, read, same_weights, weights
 
 import iterative_dpo
 import ppo
