@@ -2,12 +2,13 @@ r"""The built-in world: arithmetic problems, a tokenizer, and base models small 
 
 RL with verifiable rewards sharpens what a base model already knows. So a toy base must know something worth sharpening.
 These bases are pretrained from nothing, on synthetic solutions of nested integer arithmetic such as `(7+5)*3-8`.
-They know their arithmetic, but they make mistakes because their corpus does: each step of a solution is wrong with a
+They know their arithmetic, but they make mistakes, because their corpus does: each step of a solution is wrong with a
 set probability, and the solution goes on from the wrong value. Some solutions only guess, some never box their answer,
-some notice a mistake and correct it ("wait"). The python style is more reliable than the others in `tiny`, as in
-Qwen2.5-Math, and less reliable in `tiny-badcode`, as in OLMo-2-SFT. Nothing else differs. See the table STYLES.
+some notice a mistake and correct it ("wait"). See the table STYLES.
+The bases differ in one number, how often a step of the python style is wrong. In `tiny` that is less often than in the
+steps style, as in Qwen2.5-Math. In `tiny-badcode` it is more often, as in OLMo-2-SFT.
 
-`python -m core.tiny` builds models/tiny again, in minutes; with `--model tiny-badcode` the other. Report: measure().
+`python -m core.tiny` builds models/tiny again, in minutes. `--model tiny-badcode` builds the other.
 """
 
 import argparse
@@ -28,6 +29,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from core.files import write_whole
+from core.processes import bad_input, fail
+from core.stats import pass_at_k
+
 BASES = ("tiny", "tiny-badcode")
 # share: part of the corpus in this style. error: probability that a step is wrong (direct: that the guess is wrong).
 # Both have one entry per base, in the order of BASES. The example solves (7+5)*3 without an error.
@@ -43,7 +48,7 @@ STYLES = (
 # ------------------------------------------------------------------------------ problems and solutions
 OPERATIONS = {"train": (2, 5), "test": (2, 5), "hard": (6, 6), "wide": (2, 8), "wide-test": (2, 8)}  # fewest, most
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-for_test = lambda text: hashlib.sha256(text.encode()).digest()[0] % 8 == 0  # whether a problem may be in a test split
+for_test = lambda text: hashlib.sha256(text.encode()).digest()[0] % 8 == 0  # one problem in eight is for test splits
 LARGEST = 99  # all intermediate values lie in 0..LARGEST: few enough facts for a tiny model to know
 LINKS = [(op, k) for op in "+-" for k in range(1, 10)] + 3 * [("*", 2), ("*", 3)]  # 3: or products would be rare
 
@@ -61,9 +66,8 @@ def parse(problem: str) -> tuple[int, list[tuple[str, int]]]:
 
 def problems(split: str, n: int, seed: int = 0) -> list[dict]:
     """n different problems of a split, each {"problem": str, "answer": str}. A larger n only adds to the end.
-
-    A hash of its text decides whether a problem may be in test and wide-test (one in eight) or in train and wide. So
-    these never overlap, for any n and seed. Raises ValueError for an unknown split or n outside 1..100000."""
+    Train and test splits never overlap, for any n and seed: see for_test().
+    Raises ValueError for an unknown split or n outside 1..100000."""
     if split not in OPERATIONS or not 1 <= n <= 100_000:
         raise ValueError(f"no {n} problems of split {split!r}: splits are {', '.join(OPERATIONS)}; n is 1 to 100000")
     rng, drawn = random.Random(f"{split} {seed}"), {}
@@ -86,7 +90,7 @@ def slip(value: int, chain: list[tuple[str, int]], rng: random.Random) -> int:
 
 
 def solution(problem: str, name: str, error: float, rng: random.Random) -> str:
-    """A solution in the style `name`, each step of which is wrong with probability `error`."""
+    """A solution in the style `name`. Each step is wrong with probability `error`."""
     value, chain = parse(problem)
     if name == "direct":
         answer = walk(value, chain)[-1]
@@ -109,7 +113,7 @@ def style(text: str) -> str:
 
 
 def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """n pairs (problem, solution) for a base: train problems; styles and errors from its column of STYLES."""
+    """n pairs (problem, solution) for a base. Problems: train. Styles and errors: the base's column of STYLES."""
     column, rng = BASES.index(base), random.Random(f"corpus {seed}")
     texts = cycle(row["problem"] for row in problems("train", min(n, 40_000), seed))
     styles = rng.choices(STYLES, [row.share[column] for row in STYLES], k=n)
@@ -117,64 +121,47 @@ def corpus(base: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------ easy problems for a small real model
-# The ways to ask for a sum, difference, product or quotient of a and b. Two of three problems use the first way, the
-# others a story with two names, {x} and {y}, and {things}.
-EASY = {
-    "+": (
-        "What is {a} + {b}?",
-        "{x} has {a} {things} and buys {b} more. How many {things} does {x} have now?",
-        "{x} has {a} {things} and {y} has {b}. How many {things} do they have together?",
-        "There are {a} {things} on a table and {b} in a bag. How many {things} are there in all?",
-    ),
-    "-": (
-        "What is {a} - {b}?",
-        "{x} has {a} {things} and gives {b} of them to {y}. How many {things} are left?",
-        "{x} has {a} {things} and {y} has {b}. How many more {things} does {x} have than {y}?",
-        "A shop had {a} {things} and sold {b}. How many {things} does it still have?",
-    ),
-    "*": (
-        "What is {a} * {b}?",
-        "{x} buys {a} boxes with {b} {things} in each. How many {things} does {x} buy?",
-        "{x} collects {b} {things} every day. How many {things} does {x} have after {a} days?",
-        "There are {a} children and each has {b} {things}. How many {things} do they have together?",
-    ),
-    "/": (
-        "What is {a} / {b}?",
-        "{x} shares {a} {things} equally among {b} friends. How many {things} does each friend get?",
-        "{x} packs {a} {things} into bags of {b}. How many bags does {x} need?",
-        "{a} {things} stand in {b} equal rows. How many {things} are in a row?",
-    ),
-}
+# Stories about the sum, difference, product or quotient of a and b. {x} and {y} are two names.
+STORIES = (
+    ("+", "{x} has {a} {things} and buys {b} more. How many {things} does {x} have now?"),
+    ("+", "{x} has {a} {things} and {y} has {b}. How many {things} do they have together?"),
+    ("+", "There are {a} {things} on a table and {b} in a bag. How many {things} are there in all?"),
+    ("-", "{x} has {a} {things} and gives {b} of them to {y}. How many {things} are left?"),
+    ("-", "{x} has {a} {things} and {y} has {b}. How many more {things} does {x} have than {y}?"),
+    ("-", "A shop had {a} {things} and sold {b}. How many {things} does it still have?"),
+    ("*", "{x} buys {a} boxes with {b} {things} in each. How many {things} does {x} buy?"),
+    ("*", "{x} collects {b} {things} every day. How many {things} does {x} have after {a} days?"),
+    ("*", "There are {a} children and each has {b} {things}. How many {things} do they have together?"),
+    ("/", "{x} shares {a} {things} equally among {b} friends. How many {things} does each friend get?"),
+    ("/", "{x} packs {a} {things} into bags of {b}. How many bags does {x} need?"),
+    ("/", "{a} {things} stand in {b} equal rows. How many {things} are in a row?"),
+)
 NAMES = "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Mia Noah Paul Rosa Sam Tina Victor".split()
 THINGS = "apples books cards coins cups eggs flowers marbles pens shells stamps stickers".split()
 
 
 def easy_problems(split: str, n: int) -> list[dict]:
     """n different problems of one step, {"problem": str, "answer": str}, in whole numbers from 2 to 60.
-
-    A hash of its text decides whether a problem may be in easy-test (one in eight) or in easy."""
+    split: easy or easy-test. They never overlap: see for_test()."""
     rng, drawn = random.Random(split), {}
     while len(drawn) < n:
-        op, a, b = rng.choice(list(EASY)), rng.randint(2, 30), rng.randint(2, 30)
+        op, a, b = rng.choice("+-*/"), rng.randint(2, 30), rng.randint(2, 30)
         if op in "*/":
             a, b = rng.randint(2, 12), rng.randint(2, 12)
-        low, high = (a, a + b) if op in "+-" else (a, a * b)
-        if op in "-/":  # the inverse of a sum or product
-            a, low, high = high, high, low
-        if max(low, high) > 60:
+        whole = a + b if op in "+-" else a * b
+        if whole > 60:
             continue
+        a, answer = (a, whole) if op in "+*" else (whole, a)
         (x, y), things = rng.sample(NAMES, 2), rng.choice(THINGS)
-        plain, *stories = EASY[op]
+        plain, stories = f"What is {{a}} {op} {{b}}?", [story for sign, story in STORIES if sign == op]
         text = rng.choice([plain, plain, rng.choice(stories)]).format(a=a, b=b, x=x, y=y, things=things)
         if for_test(text) == split.endswith("test"):
-            drawn.setdefault(text, dict(problem=text, answer=str(high)))
+            drawn.setdefault(text, {"problem": text, "answer": str(answer)})
     return list(drawn.values())
 
 
 # ------------------------------------------------------------------------------ tokenizer, pretraining, report
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
-SHAPE = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
-SHAPE |= {"intermediate_size": 384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|{{ m.role }}|>{% endif %}{{ m.content }}"
     "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -188,9 +175,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.add_tokens([AddedToken("\\boxed{", special=False, normalized=False)])
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    names = {"pad_token": PAD, "eos_token": END, "model_input_names": ["input_ids", "attention_mask"]}
-    how = {"padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 2048}
-    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHAT_TEMPLATE, **names, **how)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, chat_template=CHAT_TEMPLATE, pad_token=PAD, eos_token=END, padding_side="left",
+        model_input_names=["input_ids", "attention_mask"], clean_up_tokenization_spaces=False, model_max_length=2048)
 
 
 def response_loss(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str]]) -> torch.Tensor:
@@ -221,7 +208,7 @@ def fit(model: Qwen2ForCausalLM, tokenizer, pairs: list[tuple[str, str]], steps:
 
 
 def save(model: Qwen2ForCausalLM, tokenizer, folder):
-    """Write a copy of the model in float16, so that it can be trained on, and the tokenizer."""
+    """Write the model in float16, and the tokenizer. The model itself is not changed: its training can go on."""
     copy.deepcopy(model).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = Path(folder) / "tokenizer_config.json"  # write the class name that transformers 4 (vLLM) knows as well
@@ -229,14 +216,38 @@ def save(model: Qwen2ForCausalLM, tokenizer, folder):
 
 
 def make_model(seed: int = 0) -> Qwen2ForCausalLM:
-    """A model that knows nothing yet; the numbers are those of make_tokenizer()."""
+    """A model that knows nothing yet, for the tokens of make_tokenizer()."""
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=261, pad_token_id=257, eos_token_id=260, **SHAPE))
+    shape = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+                 intermediate_size=384, max_position_embeddings=2048, tie_word_embeddings=True)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=261, pad_token_id=257, eos_token_id=260, **shape))
+
+
+def sample(folder, data: list[dict], n: int, greedy=False) -> list[tuple[str, int, bool]]:
+    """n <= 1024 responses to each problem, at temperature 1 or greedy, as (text, number of tokens, right).
+    The shortest problem comes first. The n responses to a problem are next to each other."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    how = {} if greedy else {"do_sample": True, "top_k": 0}
+    torch.manual_seed(0)
+    responses = []
+    data = sorted(data, key=lambda row: len(row["problem"]))  # prompts of similar length need little padding
+    for j in tqdm(range(0, len(data), 1024 // n), desc="sample"):
+        rows = data[j : j + 1024 // n]
+        prompts = tokenizer([USER + row["problem"] + ASSISTANT for row in rows], return_tensors="pt", padding=True)
+        width = prompts.input_ids.shape[1]
+        output = model.generate(**prompts, **how, num_return_sequences=n, max_new_tokens=80)[:, width:]
+        for i, text in enumerate(tokenizer.batch_decode(output, skip_special_tokens=True)):
+            right = re.findall(r"\\boxed\{(\d+)\}", text)[-1:] == [rows[i // n]["answer"]]
+            responses.append((text, int((output[i] != tokenizer.pad_token_id).sum()), right))
+    return responses
 
 
 def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int = 200, n_samples: int = 64) -> dict:
     """Pretrain the base `name` from nothing, 128 solutions per step. Save it, its tokenizer and report.json in `out`.
-    Returns the report, losses in nats per token. Raises ValueError for a bad name or steps < 1."""
+
+    Returns the report: losses in nats per token, and what the base can do, from n_samples responses to each of n_test
+    problems (2 or more). Raises ValueError for a bad name or steps < 1."""
     if name not in BASES or steps < 1:
         raise ValueError(f"cannot build {name!r} in {steps} steps: models are {', '.join(BASES)}; steps is 1 or more")
     Path(out).mkdir(parents=True, exist_ok=True)  # an unusable folder fails now, not after the training
@@ -245,59 +256,34 @@ def build(out, name: str = "tiny", steps: int = 1000, seed: int = 0, n_test: int
     save(model, tokenizer, out)
     report = {"model": name, "parameters": model.num_parameters(), "seed": seed, "steps": steps}
     report |= {"first loss": losses[0], "final loss": sum(losses[-50:]) / len(losses[-50:])}
-    report |= measure(out, n_test, n_samples) | {"seconds": time.time() - start}
-    (Path(out) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def sample(folder, data: list[dict], n: int, **how) -> list[list[tuple[str, int, bool]]]:
-    """n responses to each problem of data, as (text, number of tokens, right). how: arguments of generate()."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    torch.manual_seed(0)
-    responses = [[] for _ in data]
-    order = sorted([i for i in range(len(data)) for _ in range(n)], key=lambda i: len(data[i]["problem"]))
-    for j in tqdm(range(0, len(order), 1024), desc="sample"):
-        rows = order[j : j + 1024]
-        prompts = tokenizer([USER + data[i]["problem"] + ASSISTANT for i in rows], return_tensors="pt", padding=True)
-        output = model.generate(**prompts, **how, max_new_tokens=80)[:, prompts.input_ids.shape[1] :]
-        lengths = (output != tokenizer.pad_token_id).sum(dim=1).tolist()
-        for i, length, text in zip(rows, lengths, tokenizer.batch_decode(output, skip_special_tokens=True)):
-            responses[i].append((text, length, re.findall(r"\\boxed\{(\d+)\}", text)[-1:] == [data[i]["answer"]]))
-    return responses
-
-
-def measure(folder, n_test: int = 200, n_samples: int = 64) -> dict:
-    """What a base can do, from n_samples samples at temperature 1 for each of n_test >= 2 problems. Shares in 0..1."""
-    test, at_1 = problems("test", n_test), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    responses = sample(folder, test, n_samples, **at_1)
-    wrong = [sum(not right for *_, right in own) for own in responses]
-    all_wrong = lambda k: sum(math.comb(w, k) for w in wrong) / math.comb(n_samples, k) / n_test  # the chance of it
-    report = {f"pass@{k}": 1 - all_wrong(k) for k in (1, 4, 16, 64) if k <= n_samples}
-    report["greedy"] = sum(own[0][2] for own in sample(folder, test, 1, do_sample=False)) / n_test
-    hard = sample(folder, problems("hard", n_test // 2), 8, **at_1)
-    report["hard pass@1"] = sum(right for own in hard for *_, right in own) / (8 * len(hard))
-    flat = [response for own in responses for response in own]
-    report["boxed"] = sum("\\boxed{" in text for text, *_ in flat) / len(flat)
-    report["response tokens"] = sum(length for _, length, _ in flat) / len(flat)
+    accuracy = lambda own: sum(right for *_, right in own) / max(1, len(own))
+    test = problems("test", n_test)
+    responses = sample(out, test, n_samples)
+    right = torch.tensor([right for *_, right in responses]).view(n_test, n_samples).sum(1)
+    curve = pass_at_k(right, n_samples).mean(0).tolist()
+    report |= {f"pass@{k}": curve[k - 1] for k in (1, 4, 16, 64) if k <= n_samples}
+    report["greedy"] = accuracy(sample(out, test, 1, greedy=True))
+    report["hard pass@1"] = accuracy(sample(out, problems("hard", n_test // 2), 8))
+    report["boxed"] = sum("\\boxed{" in text for text, *_ in responses) / len(responses)
+    report["response tokens"] = sum(length for _, length, _ in responses) / len(responses)
     for row in STYLES:
-        own = [right for text, _, right in flat if style(text) == row.name]
-        report[f"style {row.name}"] = {"share": len(own) / len(flat), "accuracy": sum(own) / max(1, len(own))}
+        own = [response for response in responses if style(response[0]) == row.name]
+        report[f"style {row.name}"] = {"share": len(own) / len(responses), "accuracy": accuracy(own)}
+    report["seconds"] = time.time() - start
+    write_whole(Path(out) / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
 def main():
     parser = argparse.ArgumentParser(description="Rebuild a base of the built-in world.", usage=argparse.SUPPRESS)
     parser.add_argument("--model", default="tiny", help="which base: " + " or ".join(BASES))
-    parser.add_argument("--out", help="folder to write (default: models/MODEL beside this file)")
+    parser.add_argument("--out", help="folder to write (default: models/MODEL)")
     parser.add_argument("--steps", type=int, default=1000, help="training steps, 128 solutions each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the corpus")
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    parser.error = fail
     args = parser.parse_args()
-    try:
+    with bad_input():
         report = build(args.out or Path(__file__).parents[1] / "models" / args.model, args.model, args.steps, args.seed)
-    except (ValueError, OSError) as error:
-        parser.error(error)
     for key, value in report.items():
         cells = value.values() if isinstance(value, dict) else [value]
         print(f"{key:18}", *(f"{cell:10.4g}" if isinstance(cell, float) else f"{cell:>10}" for cell in cells))
