@@ -1,5 +1,5 @@
-"""The small shared module: configuration, rejection, ratio and clipping, the whole loss, and the run, whose methods are
-the verbs of every loop. To read or fork an algorithm this file is enough. What is behind it is in core/."""
+"""The small shared module: configuration, rejection, ratio and clipping, the whole loss, and Run. A training loop calls
+Run's methods. This file is enough to read or fork an algorithm. Its internals are in core/."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +29,20 @@ LossNorm = Literal["token", "sequence", "constant", "all_tokens"]
 @dataclass
 class Config:
     # model and problems
-    model: str = arg("tiny", "alias (docs/reference.md lists them), hub id or local folder")
+    model: str = arg("tiny", "alias (see docs/reference.md), hub id or local folder")
     data: str = arg("numina-math", "training problems: alias, hub id, or local .jsonl, .parquet or .csv")
     template: str = arg("chat", "prompt template: name in common.TEMPLATES, auto (cot or plain) or text with {problem}")
-    system: str = arg("", "system prompt, which comes before the turns of any chat template")
+    system: str = arg("", "system prompt, which the chat template puts before the problem")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)", least=0)
     check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
     # size of the run
     steps: int = arg(300, "training steps; each samples, verifies and updates", least=1)
-    prompts_per_step: int = arg(1024, "prompts sampled in a step, over all processes", least=1)
+    prompts_per_step: int = arg(1024, "prompts in a step, all processes together", least=1)
     samples_per_prompt: int = arg(4, "responses per prompt", least=1)
-    updates_per_step: int = arg(2, "optimizer steps in a step, each on an equal share of its prompts", least=1)
+    updates_per_step: int = arg(2, "optimizer updates per step, each on an equal share of the prompts", least=1)
     max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted", least=1)
-    max_new_tokens: int = arg(4096, "longest response, in tokens; a longer one is cut off and is `truncated`", least=1)
-    temperature: float = arg(1.0, "sampling temperature; the trainer's logprobs are computed at it too", above=0)
+    max_new_tokens: int = arg(4096, "most tokens in a response; a longer one is cut off (metric: `truncated`)", least=1)
+    temperature: float = arg(1.0, "temperature of sampling, and of the trainer's logprobs", above=0)
     seed: int = arg(0, "seed of the data order and of every response's random stream", least=0)
     # reward
     reward: str = arg("ground_truth", "what is rewarded: names in common.REWARDS, combined with & (and) and ! (not)")
@@ -51,17 +51,17 @@ class Config:
     lr: float = arg(1e-6, "AdamW learning rate", above=0)
     max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
     loss_norm: LossNorm = arg(
-        "token", "what the loss is divided by: kept tokens; kept responses x own length; kept responses x "
-        "MAX_NEW_TOKENS; all tokens, with rejected responses in the batch at advantage 0")
+        "token", "divisor of a token's loss. token: kept tokens. sequence: kept responses x length of its response. "
+        "constant: kept responses x MAX_NEW_TOKENS. all_tokens: all tokens; rejected responses have advantage 0")
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy in the loss", least=0)
     kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
-    reference: bool = arg(False, "keep the initial policy to log kl, also with kl_coef 0")
+    reference: bool = arg(False, "keep the initial policy to log kl, even with kl_coef 0")
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
-    tis_cap: float = arg(2.0, "cap of the truncated importance weight, sampler to trainer (0: off)", least=0)
+    tis_cap: float = arg(2.0, "cap of the truncated importance weight, trainer over sampler (0: off)", least=0)
     # memory and processes
-    tokens_per_micro: int = arg(16384, "tokens of a micro-batch on one device: training's memory knob", least=1)
-    shard_size: int = arg(0, "processes that share a copy of the trained state, within a node (0: all)", least=0)
-    recompute: int = arg(1, "GPUs: blocks computed again in the backward pass: 1 all, 2 every second, 0 none", least=0)
+    tokens_per_micro: int = arg(16384, "most tokens in a micro-batch of one device; less saves memory", least=1)
+    shard_size: int = arg(0, "processes of a node that split one copy of the trained state (0: all)", least=0)
+    recompute: int = arg(1, "on GPUs, blocks recomputed in the backward pass (1: all, 2: half, 0: none)", least=0)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
     # sampler
@@ -72,11 +72,11 @@ class Config:
     # evaluation, checkpoints, logs
     eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation", least=1)
-    eval_every: int = arg(0, "evaluate every so many steps (0: before and after training only)", least=0)
-    save_every: int = arg(0, "write a checkpoint every so many steps (0: at the end only)", least=0)
+    eval_every: int = arg(0, "steps between evaluations (0: before and after training only)", least=0)
+    save_every: int = arg(0, "steps between checkpoints (0: at the end only)", least=0)
     keep: int = arg(0, "keep the newest KEEP checkpoints and delete older ones (0: keep all)", least=0)
     out: str = arg("", "output folder (default: out/ALGORITHM-MODEL-sSEED)")
-    show: bool = arg(True, "write show.html at the end, a page of what was pushed up and down, token by token")
+    show: bool = arg(True, "write show.html at the end: which tokens became more likely, which less")
     resume: bool = arg(False, "continue from the newest complete checkpoint in the output folder")
     tensorboard: bool = arg(False, "log to TensorBoard as well (needs the tensorboard package)")
     wandb: bool = arg(False, "log to Weights & Biases as well (needs the wandb package)")
@@ -84,17 +84,17 @@ class Config:
 
 # ==================================================================================================== rejection
 def all_correct(rewards):
-    """rewards [P, n] -> [P] bool: prompts whose responses are all right."""
+    """rewards [P, n] -> [P] bool: prompts with right responses only. right() is the threshold."""
     return right(rewards).all(1)
 
 
 def all_wrong(rewards):
-    """rewards [P, n] -> [P] bool: prompts whose responses are all wrong."""
+    """rewards [P, n] -> [P] bool: prompts with wrong responses only."""
     return ~right(rewards).any(1)
 
 
 def mixed(rewards, most=None):
-    """rewards [P, n] -> [P] bool: prompts whose responses differ in reward, all or the first `most` of them."""
+    """rewards [P, n] -> [P] bool: prompts with unequal rewards. most: only the first `most` of them in the batch."""
     differ = rewards.amax(1) > rewards.amin(1)
     return differ if most is None else differ & (differ.cumsum(0) <= most)
 
@@ -104,7 +104,7 @@ def clipped_loss(new, old, adv, cfg):
     """PPO's clipped surrogate, per token [T]: -min(s A, clip(s, 1 - low, 1 + high) A) with s = exp(new - old).
 
     --clip false: -s A.
-    --dual_clip c: at least c A where A < 0, so that one token can't dominate (arXiv 1912.09729)."""
+    --dual_clip c: where A < 0, the loss is at most -c A, so that no token dominates (arXiv 1912.09729)."""
     ratio = torch.exp(new - old)
     if not cfg.clip:
         return -ratio * adv
@@ -122,14 +122,14 @@ def sum_by(group, x):
 def kl_k2(logprob, ref):
     """Schulman's k2 estimate of KL(policy || reference), per token: d^2 / 2 with d = ref - logprob.
 
-    On samples of the policy, the mean of its gradient is the gradient of KL(policy || reference)."""
+    On samples of the policy its mean gradient is the gradient of KL(policy || reference)."""
     return (ref - logprob).clamp(-10, 10) ** 2 / 2
 
 
 def kl_k3(logprob, ref):
     """Schulman's k3 estimate of KL(policy || reference), per token: e^d - d - 1 >= 0 with d = ref - logprob.
 
-    Its mean is the KL. But on samples of the policy, the mean of its gradient is that of KL(reference || policy)."""
+    On samples of the policy its mean is the KL, but its mean gradient is the gradient of KL(reference || policy)."""
     d = (ref - logprob).clamp(-10, 10)
     return d.expm1() - d
 
@@ -138,7 +138,7 @@ def full_loss(new, entropy, tokens, token_loss, cfg):
     """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss."""
     loss = token_loss(new, tokens, cfg)
     if cfg.tis_cap:
-        # Trainer against sampling engine, under the same weights. (token_loss has the ratio of new policy to old.)
+        # Trainer and sampler can differ although they have the same weights. (token_loss compares new and old policy.)
         weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
         loss = loss * torch.where(tokens.on_policy, weight, 1)
     if cfg.kl_coef:
@@ -150,27 +150,27 @@ def full_loss(new, entropy, tokens, token_loss, cfg):
 
 # ========================================================================================================== run
 class Run:
-    """A training run. Its methods are the verbs of the loop.
+    """A training run. The training loop calls its methods.
 
       cfg           the configuration
-      config        config.json: the same as a dict, and what the command line does not tell
+      config        config.json: cfg as a dict, and facts that are not on the command line
       check         check(response, problem) -> score, which replaces the built-in grading; or None
       device        "cuda" or "cpu"
       folder        the output folder
       tokenizer     of transformers
-      problems      what is trained on, see data.Problems; a loop may replace it
+      problems      the training problems, see data.Problems; a loop may replace them
       tests         problems of the evaluations
       policy        the model that is trained
       reference     the initial policy, if it is needed, else None
       sampler       writes the responses, see core/sampler.py; steps() starts it
-      checkpointed  {name: dict, or object with state_dict and load_state_dict}: saved and resumed; a fork adds its own
-      state         {step, drawn, sampled, data}: steps done; problems drawn from the data, and sampled; what data it is
+      checkpointed  {name: dict, or object with state_dict and load_state_dict} to save and resume; a fork may add some
+      state         {step, drawn, sampled, data}: steps done, problems drawn and sampled, fingerprint of the data
       meter         the numbers of the step, see core/meter.py
       lr            the learning rate of the next update; a loop may set it
-      generator     torch.Generator for the draws of a step, the same on every rank"""
+      generator     torch.Generator for a step's random choices, the same on every rank"""
 
     def __init__(self, cfg, check=None):
-        self.device = start_processes()  # first: from here on, a failure may hit one rank alone
+        self.device = start_processes()  # must be first: after it, one rank may fail alone
         cfg.out = cfg.out or default_out(cfg)
         self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
@@ -191,7 +191,7 @@ class Run:
         with bad_input():
             self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
             self.state["data"] = fingerprint(self.problems) if rank() == 0 else None
-            # Some are read now: a broken file should fail before the training, not in it.
+            # Read some problems now, so that a broken file fails before the training.
             first = self.problems.first(cfg.limit or 1000, within=None if cfg.limit else 1000)
             self.problems = first if cfg.limit else self.problems
             tests = cfg.eval_data and load_data(cfg.eval_data, self.tokenizer, cfg, cfg.eval_problems, graded, "test")
@@ -201,8 +201,8 @@ class Run:
         self.checkpointed = dict(trainer=self.policy)
 
     def new_model(self, source=None, kind=Policy, lr=None, flag="model", offload=False):
-        """A model with the policy's settings. lr None: it is not trained, as a reference. kind: another class, such as
-        PPO's critic. source: folder or hub id, by default the policy's. flag: which flag named it."""
+        """A model with the policy's settings. lr None: a frozen model, such as a reference. kind: its class, such as
+        PPO's critic. source: folder or hub id, by default the policy's. flag: is named in errors."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
             return kind(
@@ -217,14 +217,14 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
-        """The numbers of the steps that are left, under a progress bar.
+        """Yield the number of each remaining step, and show a progress bar.
 
         Before the first: start the sampler, open the output folder or resume the run in it, vote on labels if the
         reward needs them, evaluate. After each: write the metrics; evaluate and save if due. After the last: write
         final/, curves.png and show.html. A signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
-        self.sampler = new_sampler(cfg, self.policy, self.tokenizer)  # the last: vLLM takes what memory is left
+        self.sampler = new_sampler(cfg, self.policy, self.tokenizer)  # started last: vLLM takes all free memory
         found = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         if rank() == 0:
             checkpoint.open_folder(self.folder, self.config, found, state["data"])
@@ -246,7 +246,7 @@ class Run:
             self.generator = self.meter.start(state["step"], cfg.seed)
             yield state["step"]
             if late := sorted(self.checkpointed.keys() - names):
-                fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.steps(), which resumes it")
+                fail(f"run.checkpointed[{late[0]!r}]: it has to be there before run.steps(), which loads it")
             if not self.meter.logged:
                 fail(f"step {state['step']}: the loop did not call run.log(), which completes the metrics")
             last = state["step"] == cfg.steps
@@ -262,7 +262,7 @@ class Run:
                     checkpoint.prune(self.folder, state["step"], cfg.keep)
         self.meter.bar.close()
         if state["step"] < cfg.steps:
-            return say(f"left after step {state['step']}, which is saved; the same command with --resume continues")
+            return say(f"stopped after step {state['step']}, which is saved; the same command with --resume continues")
         checkpoint.save(self.folder / "final", self.policy, self.tokenizer)
         if rank() == 0:
             record.conclusion(self, evaluated)
@@ -273,8 +273,8 @@ class Run:
         self.meter.lap("time_sync")
 
     def sample(self, problems=None, temperature=None, sampler=None) -> Rollouts:
-        """Responses to the next problems of the data, or to these: the whole batch, on every rank. At another
-        temperature, or from another sampler, they are marked as not on-policy."""
+        """Sample responses to `problems`, by default the next of the data. Every rank gets all of them. Another
+        temperature or sampler marks them as not on-policy."""
         cfg, state, source = self.cfg, self.state, sampler or self.sampler
         if problems is None:
             before = state["drawn"]
@@ -296,7 +296,7 @@ class Run:
         return rollouts
 
     def reward(self, rollouts: Rollouts) -> torch.Tensor:
-        """Grade the responses. Returns their rewards [P, n]. rollouts.correct [P, n] is the truth."""
+        """Grade the responses. Returns rewards [P, n]. rollouts.correct [P, n]: who is right, whatever is rewarded."""
         grade(rollouts, self.tokenizer, self.check)
         rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
@@ -305,14 +305,14 @@ class Run:
         return rewards
 
     def prepare(self, rollouts: Rollouts):
-        """Before the updates of a step: the engine sleeps. Of log pi_old, only what it has given is known."""
+        """Before a step's updates: put the sampler to sleep. An exact one has given log pi_old; else none is known."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
 
     def old_logprobs(self, rollouts: Rollouts):
-        """Compute tokens.old and tokens.entropy, of the policy as it is now, and the reference's tokens.ref if there is
-        one, for all responses. For an algorithm that reads them before the updates. Returns the tokens."""
+        """For all responses, compute tokens.old and tokens.entropy with the current policy, and tokens.ref with the
+        reference, if any. Call it if you read these before the updates. Returns the tokens."""
         self.prepare(rollouts)
         rollouts.old.fill(self.policy, range(len(rollouts.responses)))
         rollouts.tokens.old, rollouts.tokens.entropy = rollouts.old.values
@@ -325,10 +325,10 @@ class Run:
     def minibatches(self, rollouts: Rollouts, adv, keep, together=False, order=None, whole=False) -> list[Batch]:
         """The kept responses as one Batch per update. adv: [P, n], or [N] per token. keep: [P, n] bool.
 
-        An update with nothing to learn from is left out, and counted in skipped_updates. together: the kept responses
-        to a prompt stay in one micro-batch. order: of the prompts, for an equal share each. whole: also responses
-        without an advantage, for a critic. In the first update of a step the policy is still the old one, and sees log
-        pi_old itself. For the other updates it is computed here, in one pass."""
+        An update without a response to learn from is omitted (see skipped_updates). together: the kept responses to a
+        prompt stay in one micro-batch. order: of the prompts, before they are shared out. whole: keep responses with
+        advantage 0, for a critic. In a step's first update the policy still is pi_old, so that update computes log
+        pi_old. For the others, one pass here computes it."""
         self.settle(None)
         self.prepare(rollouts)
         with bad_input():  # values of a wrong shape
@@ -352,7 +352,7 @@ class Run:
         return batches
 
     def settle(self, batch):
-        """Some batch is left to see log pi_old in its own update. If another batch comes first, compute it now."""
+        """One batch may wait for log pi_old until its own update. If another batch comes first, compute it now."""
         if self.meter.open and self.meter.open[1] is not batch:
             rollouts, other, rows = self.meter.open
             rollouts.old.fill(self.policy, rows)
@@ -364,9 +364,9 @@ class Run:
 
         token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has, each [T]: old, adv, entropy
         (of the old policy), sampler (its logprobs), on_policy, ref (if there is a reference), weight, response (its
-        number, 0..B-1; a response is never parted), position (in the response), and the algorithm's own."""
+        number, 0..B-1; a response is never split), position (in the response), and the algorithm's own."""
         cfg = self.cfg
-        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # see minibatches(whole=True)
+        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # a critic's batch may be so
             self.metrics["skipped_updates"] += 1
             return
         self.settle(batch)
@@ -386,7 +386,7 @@ class Run:
 
     def log(self, rollouts: Rollouts, rewards: torch.Tensor):
         """Complete the metrics of the step, and write some of its responses to samples.jsonl."""
-        if rollouts.step != self.state["step"]:  # there was nothing to learn from
+        if rollouts.step != self.state["step"]:  # minibatches() was not called
             self.old_logprobs(rollouts)
         record.record(self, rollouts, rewards)
         self.meter.lap("time_train")

@@ -1,11 +1,11 @@
-"""Iterative DPO: preference pairs from the verifier. Per prompt, one best response against one worst.
+"""Iterative DPO: preference pairs from the verifier. Of each mixed prompt, one right response against one wrong.
 
     J = E[ log sigmoid(beta (log pi(a+)/pi_ref(a+) - log pi(a-)/pi_ref(a-))) ],   one pair (a+, a-) per mixed prompt
 
 How it differs from its neighbours:
-  - An iteration (a step here) samples many prompts once, then trains on their pairs for several epochs, off-policy.
-  - The reference is the policy at the start of the iteration. So its logprobs are `old`, and no second model is needed.
-  - The loss is that of a pair of whole responses, not of tokens. The sigmoid does what the clip does in grpo.py.
+  - A step, or iteration, samples once for many prompts, then trains on the pairs for several epochs (off-policy).
+  - The reference is the policy at the start of the iteration. So `old` has its logprobs: no second model is needed.
+  - The loss is per pair of responses, not per token. Its sigmoid limits the change, as the clip in grpo.py does.
   - One correct and one wrong response per mixed prompt are used. reinforce_rej.py uses them all.
   - Label smoothing e mixes in the loss of the swapped pair: -(1 - e) log sigmoid(x) - e log sigmoid(-x).
 
@@ -13,11 +13,11 @@ How it differs from its neighbours:
     python iterative_dpo.py --model qwen2.5-math-1.5b                        one GPU
     torchrun --nproc-per-node 8 iterative_dpo.py --model qwen2.5-math-7b     eight GPUs
 
-The loss starts each iteration at log 2 = 0.69, because the reference is the policy itself, and falls within it. What is
-printed is the mean over the epochs. It does not fall from iteration to iteration.
+In each iteration the loss starts at log 2 = 0.69, because policy and reference are equal then, and falls. The printed
+loss is the mean over the epochs. It does not fall from iteration to iteration.
 
 Source: DPO, arXiv 2305.18290, eq. 7; iterated with verified rewards as in RLHFlow's Online-DPO-R1, the baseline of
-arXiv 2504.11343. Label smoothing: conservative DPO. Theirs decays the learning rate by a cosine; ours is constant.
+arXiv 2504.11343. Label smoothing: conservative DPO. RLHFlow's learning rate decays by a cosine; ours is constant.
 """
 
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ import torch.nn.functional as F
 class Config(common.Config):
     steps: int = common.arg(9, "iterations; each samples, verifies and trains on the pairs", least=1)
     prompts_per_step: int = common.arg(20_000, "prompts sampled in an iteration, over all processes", least=1)
-    samples_per_prompt: int = common.arg(8, "responses per prompt, of which a pair is taken", least=1)
-    updates_per_step: int = common.arg(100, "optimizer steps in an epoch, each on an equal share of the pairs", least=1)
+    samples_per_prompt: int = common.arg(8, "responses per prompt; two of them form a pair", least=1)
+    updates_per_step: int = common.arg(100, "optimizer updates in an epoch, on equal shares of the pairs", least=1)
     epochs: int = common.arg(2, "passes over the pairs of an iteration", least=1)
     lr: float = common.arg(5e-7, "AdamW learning rate, constant", above=0)
     beta: float = common.arg(0.1, "scale of the log-ratios: larger keeps the policy closer to the reference", above=0)
     label_smoothing: float = common.arg(0.1, "share of pairs whose labels may be swapped", least=0, most=0.5)
-    loss_norm: common.LossNorm = common.arg("sequence", "sequence: the mean over pairs; others weigh long pairs more")
-    tis_cap: float = common.arg(0.0, "0: no importance weight, for pairs need not come from the policy", least=0)
+    loss_norm: common.LossNorm = common.arg("sequence", "sequence: the mean over pairs; else long pairs weigh more")
+    tis_cap: float = common.arg(0.0, "0: no importance weight; pairs may come from any policy", least=0)
 
     on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)
 
@@ -46,8 +46,8 @@ class Config(common.Config):
 def pairs(rewards, generator):
     """rewards [P, n] -> (chosen [M], rejected [M]): rows of the P x n responses, one pair per mixed prompt.
 
-    A right response with the highest reward, and a wrong one with the lowest. The torch.Generator breaks ties."""
-    luck = 1 + torch.rand(rewards.shape, generator=generator)
+    Chosen: the highest reward. Rejected: the lowest. A mixed prompt has a right and a wrong response."""
+    luck = 1 + torch.rand(rewards.shape, generator=generator)  # breaks ties; the product below is 0 for all others
     best, worst = rewards.amax(1, keepdim=True), rewards.amin(1, keepdim=True)
     first = torch.arange(len(rewards)) * rewards.shape[1]
     chosen = first + ((rewards == best) * luck).argmax(1)
@@ -57,16 +57,16 @@ def pairs(rewards, generator):
 
 
 def pair_loss(chosen_logratio, rejected_logratio, cfg):
-    """Log-ratios log pi/pi_ref [M] of the pairs' responses, summed over their tokens -> loss [M]."""
+    """Per pair [M], log pi/pi_ref of its two responses, each summed over its tokens -> loss [M]."""
     margin = cfg.beta * (chosen_logratio - rejected_logratio)
     return -(1 - cfg.label_smoothing) * F.logsigmoid(margin) - cfg.label_smoothing * F.logsigmoid(-margin)
 
 
 def token_loss(new, tokens, cfg):
-    """new [T], the policy's logprobs -> loss [T]: each token has the loss of its pair, number tokens.pair.
+    """new [T], the policy's logprobs -> loss [T]: each token gets the whole loss of its pair, number tokens.pair.
 
-    tokens.adv is 1 in the chosen response and -1 in the rejected one. tokens.old are the reference's logprobs. The
-    weights, 1 / (responses x own length), make the sum over tokens the mean over pairs."""
+    tokens.adv is 1 in the chosen response and -1 in the rejected one. tokens.old are the reference's logprobs, in every
+    epoch. A weight is 1 / (2 M responses x own length), so the sum over all tokens is the mean over the M pairs."""
     logratio = new - tokens.old
     chosen = common.sum_by(tokens.pair, logratio * (tokens.adv > 0))
     rejected = common.sum_by(tokens.pair, logratio * (tokens.adv < 0))
@@ -85,8 +85,8 @@ def main():
         # --- the algorithm ---------------------------------------------------------------------------------
         chosen, rejected = pairs(rewards, run.generator)
         pair, adv = torch.zeros(rewards.numel(), dtype=torch.long), torch.zeros(rewards.numel())
-        pair[chosen] = pair[rejected] = torch.arange(len(chosen))  # the number of the pair, for both its responses
-        adv[chosen], adv[rejected] = 1, -1
+        pair[chosen] = pair[rejected] = torch.arange(len(chosen))  # both responses have the number of their pair
+        adv[chosen], adv[rejected] = 1, -1  # up, down; 0 elsewhere
         rollouts.tokens.pair = rollouts.per_token(pair)
         adv = adv.view_as(rewards)
         keep = adv != 0

@@ -1,4 +1,4 @@
-"""Rollouts: a batch of prompts and responses, the same on every process, and how it is sampled."""
+"""Rollouts: a batch of prompts and responses, equal on every process. generate() samples it."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ class Batch:
 
     values: per-token tensors [N], all response tokens end to end, such as old, adv, weight.
     units: lists of rows that stay in one micro-batch, such as the two responses of a pair. Default: each row alone.
-    index [N]: for a part of a larger batch, the places of its tokens there."""
+    index [N]: if this is part of a larger batch, the places of its tokens there."""
 
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
@@ -41,13 +41,13 @@ class Batch:
         return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units, index)
 
     def tokens(self, rows, shared: bool) -> int:
-        """Number of tokens of these rows. shared: a prompt that several rows have counts once."""
+        """Number of tokens of these rows. shared: count a prompt of several rows once."""
         prompts = {id(self.prompts[row]) if shared else row: self.prompts[row] for row in rows}
         return sum(map(len, prompts.values())) + sum(len(self.responses[row]) for row in rows)
 
 
 class Tokens(SimpleNamespace):
-    """Per-token values as attributes."""
+    """Per-token values as attributes. Reading one that is not computed yet ends the run with advice."""
 
     def __getattr__(self, name):
         if name in ("old", "entropy", "ref"):
@@ -57,9 +57,7 @@ class Tokens(SimpleNamespace):
 
 
 class Logprobs:
-    """Logprob and entropy of each token under one model, for those responses of a batch where they are known.
-
-    values [2, N]; known [B] bool. What is not known is 0."""
+    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: of which responses."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -67,14 +65,14 @@ class Logprobs:
         self.known = np.zeros(len(batch.responses), dtype=bool)
 
     def fill(self, model, rows):
-        """Compute what is not known of these rows, in one pass of the model. All ranks call this together."""
+        """Compute those of these rows that are not known, in one forward pass. All ranks call this together."""
         rows = np.unique(np.array(rows, dtype=np.int64))
         rows = rows[~self.known[rows]]
         if len(rows):
             self.learn(rows, torch.stack(model.logprobs(self.batch.select(rows))))
 
     def learn(self, rows, values: torch.Tensor):
-        """Take over values [2, tokens of these rows]."""
+        """Store values [2, tokens of these rows]."""
         self.values[:, self.batch.token_index(rows)] = values
         self.known[rows] = True
 
@@ -82,16 +80,16 @@ class Logprobs:
 class Rollouts:
     """A global batch, the same on every rank: P problems, n responses each.
 
-      problems   P dicts: a row of the data, with problem, answer, text (the prompt) and prompt (its token ids).
-                 See data.Problems.
-      responses  P x n tuples (ids, the sampler's logprobs and entropies, finished). Row i * n + j is response j of
+      problems   P dicts, each a row of the data with problem, answer, text (of the prompt) and prompt (the text's
+                 token ids). See data.Problems.
+      responses  P x n tuples (ids, logprobs, entropies, finished) by the sampler. Row i * n + j is response j of
                  problem i.
       lengths    [P, n] tokens of each response
-      on_policy  [P, n] bool: sampled by the current policy at the training temperature. Others, such as a teacher's
-                 or replayed ones, count neither in `mismatch` nor for the truncated importance weight.
+      on_policy  [P, n] bool: sampled by the current policy at the training temperature. Others (a teacher's, or
+                 replayed ones) are left out of `mismatch`, and their importance weight is 1.
       tokens     per-token values [N], all responses end to end. tokens.sampler: the sampler's logprobs.
-                 run.old_logprobs() adds old, entropy and ref. An algorithm adds its own: what it sets as
-                 rollouts.tokens.NAME is tokens.NAME in token_loss.
+                 run.old_logprobs() adds old, entropy and ref. An algorithm may set rollouts.tokens.NAME; token_loss
+                 sees it as tokens.NAME.
       keys       [P x n] the random stream of each response
 
     run.reward() adds texts (P x n strings), scores, correct and boxed, each [P, n]."""
@@ -108,8 +106,8 @@ class Rollouts:
         self.entropies = join(entropies)  # the sampler's
         self.tokens = Tokens(sampler=join(logprobs))
         prompts = [p["prompt"] for p in problems for _ in range(self.n)]
-        self.batch = Batch(prompts, list(ids), vars(self.tokens))
-        self.labels, self.keep, self.step = None, None, None  # step: in which prepare() was called
+        self.batch = Batch(prompts, list(ids), vars(self.tokens))  # so tokens.NAME = x also adds to batch.values
+        self.labels, self.keep, self.step = None, None, None  # step: that of the last prepare()
 
     def __add__(self, other: "Rollouts") -> "Rollouts":
         """Both together, not graded yet. They need the same number of responses per problem."""
@@ -122,12 +120,12 @@ class Rollouts:
         return x.flatten().repeat_interleave(self.lengths.flatten())
 
     def prepare(self, step: int, exact: bool, recorded: list[int]):
-        """Before the updates of a step. Adds `old` and `ref`, the Logprobs of the policy as it is now and of the
-        reference, and `measured`, the rows over which entropy, kl and mismatch are means.
+        """Before the updates of a step. Adds `old` and `ref`, Logprobs of the current policy and of the reference. Adds
+        `measured`, the rows over which entropy, kl and mismatch are means.
 
-        exact: the sampler's logprobs are the trainer's, so for on-policy responses they are known. If all are known,
-        all are measured. If not, that would be a pass over all: measured are one response in sixteen, by chance, and
-        those that samples.jsonl records, which are chosen by their place in the batch."""
+        exact: the sampler's logprobs equal the trainer's, so on-policy responses are known. If all are known, measure
+        all. Otherwise that would cost a pass over all, so measure a random one in sixteen, and the rows that
+        samples.jsonl records. Those are chosen by their place, not by what they say, so the means stay unbiased."""
         self.step, self.old, self.ref = step, Logprobs(self.batch), Logprobs(self.batch)
         for name in ("old", "entropy", "ref"):
             vars(self.tokens).pop(name, None)  # of an earlier step
@@ -139,7 +137,7 @@ class Rollouts:
         self.measured = np.sort(every) if self.old.known.all() else np.union1d(every[: len(every) // 16], recorded)
 
     def select(self, rows, units=None) -> Batch:
-        """The batch of these rows. Its values have old, entropy and ref, if they are known for all of them."""
+        """The batch of these rows. Its values get old and entropy, and ref, if known for all these rows."""
         batch = self.batch.select(rows, units)
         for names, logprobs in ((("old", "entropy"), self.old), (("ref",), self.ref)):
             if logprobs.known[rows].all():
@@ -147,7 +145,7 @@ class Rollouts:
         return batch
 
     def stats(self) -> dict:
-        """Means over all graded responses, whatever is kept of them."""
+        """Means over all graded responses, kept or rejected."""
         mean = lambda x: float(np.mean(np.array(x, dtype=float)))
         metrics = {} if self.labels is None else dict(label_accuracy=self.label_accuracy)
         if self.check:
@@ -158,7 +156,7 @@ class Rollouts:
             verify_timeouts=self.timeouts)
 
     def show(self, row: int, tokenizer) -> dict:
-        """One graded response in words."""
+        """One graded response as text."""
         problem, text = self.problems[row // self.n], tokenizer.decode(self.batch.responses[row])
         return dict(prompt=problem["text"], response=text, answer=problem.get("answer"),
                     correct=bool(self.correct.flatten()[row]), finished=self.finished[row])
@@ -168,7 +166,7 @@ def generate(sampler, problems: list[dict], n: int, seed: int, max_new_tokens: i
              top_p: float = 1.0) -> Rollouts:
     """n responses to each problem, on every rank. Each rank samples its share.
 
-    A random stream belongs to the seed and to the number of the problem in the run. problems[0] has number `first`."""
+    The seed and the problem's number in the run determine the random streams. problems[0] has number `first`."""
     mine = range(rank(), len(problems), world())
     prompts, numbers = [problems[i]["prompt"] for i in mine], [first + i for i in mine]
     own = sampler.sample(prompts, n, numbers, seed, max_new_tokens, temperature, quiet=rank() > 0, top_p=top_p)

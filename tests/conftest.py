@@ -210,7 +210,7 @@ def three_steps(train, few, tmp_path_factory):
             with same_draws(out.with_name("draws")):
                 assert train(out, *flags, base=few(script), module=script.module) == 0
             rows = [json.loads(line) for line in open(out / "metrics.jsonl")]
-            assert any(row["grad_norm"] for row in rows), "nothing was learned in three steps"
+            assert any(row.get("grad_norm") for row in rows), "nothing was learned in three steps"
         return made[script.name, *flags]
 
     return run
