@@ -14,10 +14,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_same_run, metrics, output_of, read
+from helpers import ROOT, assert_same_run, error_line, metrics, output_of, read
 
 import common
 import grpo
+import iterative_dpo
 import raft
 from conftest import FEW
 from core import data, record
@@ -28,13 +29,13 @@ from core.rollout import Rollouts
 # ------------------------------------------------------------------------------------------------ helpers
 @pytest.fixture
 def open_run(small, tmp_path):
-    """open_run(flags...): a run of GRPO in its first step, for a test that is the loop itself."""
+    """open_run(flags...): a run of GRPO or another module in its first step, for a test that is the loop itself."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with contextlib.ExitStack() as stack:
 
-        def make(*flags, **how):
+        def make(*flags, module=grpo, **how):
             argv = [*small, *FEW, "--steps", "99", "--out", str(tmp_path / "run"), *map(str, flags)]
-            run = common.Run(common.parse(grpo.Config, "doc", argv), **how)
+            run = common.Run(common.parse(module.Config, "doc", argv), **how)
             steps = run.steps()
             stack.callback(steps.close)
             next(steps)
@@ -148,9 +149,7 @@ def test_more_responses_after_an_update_are_refused(open_run, monkeypatch, capsy
     """The policy has moved: what it was for them is not known any more. Unless all were asked for in time."""
     run = open_run()
     monkeypatch.setattr(run.sampler, "exact", False)
-    for asked in (False, True):
-        if asked:
-            next(run.again)
+    for asked in (True, False):
         rollouts = run.sample()
         run.reward(rollouts)
         adv, keep = everything(rollouts)
@@ -161,11 +160,105 @@ def test_more_responses_after_an_update_are_refused(open_run, monkeypatch, capsy
         assert len(run.minibatches(rollouts, adv, half)) == 1
         if asked:
             assert len(run.minibatches(rollouts, adv, keep)) == 1
-            return
-        with pytest.raises(SystemExit):
-            run.minibatches(rollouts, adv, keep)
-        assert "call run.old_logprobs(rollouts) before the first update" in capsys.readouterr().err
-        run.log(rollouts, torch.zeros(7, 4))
+            run.log(rollouts, torch.zeros(7, 4))
+            next(run.again)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run.minibatches(rollouts, adv, keep)
+    assert stop.value.code == 2
+    assert error_line(capsys) == (
+        "error: step 2: log pi_old of these responses was not computed before the policy moved; call "
+        "run.old_logprobs(rollouts) before the first update")
+
+
+def rows_of(batch, rollouts) -> list[int]:
+    """Which rows of the rollouts a part of their batch is."""
+    return np.unique(np.searchsorted(rollouts.batch.starts, batch.index.numpy(), side="right") - 1).tolist()
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The batches of the passes of the policy without a gradient."""
+    found, logprobs = [], common.Policy.logprobs
+    monkeypatch.setattr(common.Policy, "logprobs", lambda self, batch: (found.append(batch), logprobs(self, batch))[1])
+    return found
+
+
+# Prompts 0, 2, 4 and 5 are mixed. In the order of sampling, the first update has the prompts 0 to 3.
+REWARDS = torch.tensor([[int(x) for x in word] for word in "1000 0000 1110 1111 0010 1011 0000".split()])
+
+
+def measured_by_hand() -> list[int]:
+    """In a first step with 28 responses: those of the prompt in the middle, which are recorded, and one by chance."""
+    return sorted({12, 13, 14, 15, int(np.random.default_rng(1).permutation(28)[0])})
+
+
+def test_grpos_pass_has_the_rows_of_later_updates_and_the_measured_ones(open_run, monkeypatch, passes):
+    """No row of the first update, and none without an advantage."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts = run.sample()
+    run.reward(rollouts)
+    batches = run.minibatches(rollouts, *grpo.advantages(REWARDS.float(), run.cfg))
+    assert [rows_of(batch, rollouts) for batch in batches] == [[0, 1, 2, 3, 8, 9, 10, 11], list(range(16, 24))]
+    assert [rows_of(batch, rollouts) for batch in passes] == [sorted({*range(16, 24), *measured_by_hand()})]
+    for batch in batches:
+        run.update(batch, grpo.token_loss)
+    assert len(passes) == 1
+    assert rollouts.measured.tolist() == measured_by_hand()
+    known = {*range(16, 24), *measured_by_hand(), 0, 1, 2, 3, 8, 9, 10, 11}  # the first update has seen its own
+    assert np.flatnonzero(rollouts.old.known).tolist() == sorted(known)
+
+
+def test_two_epochs_of_dpo_have_one_pass_over_later_updates_and_the_measured_rows(open_run, monkeypatch, passes):
+    """The second epoch's updates are other ones, but of the same pairs, whose old logprobs are known by then."""
+    run = open_run("--samples_per_prompt", 4, module=iterative_dpo)
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts = run.sample()
+    run.reward(rollouts)
+    chosen, rejected = iterative_dpo.pairs(REWARDS.float(), run.generator)
+    pair, adv = torch.zeros(28, dtype=torch.long), torch.zeros(28)
+    pair[chosen] = pair[rejected] = torch.arange(4)
+    adv[chosen], adv[rejected] = 1, -1
+    rollouts.tokens.pair, keep = rollouts.per_token(pair), (adv != 0).view(7, 4)
+    pairs = dict(zip((0, 2, 4, 5), zip(chosen.tolist(), rejected.tolist())))  # of each mixed prompt
+    before = run.policy.logprobs(rollouts.batch)[0]
+    passes.clear()
+    for order in ([6, 5, 4, 3, 2, 1, 0], [0, 5, 2, 4, 1, 3, 6]):
+        batches = run.minibatches(rollouts, adv.view(7, 4), keep, together=True, order=order)
+        mixed = [i for i in order if i in pairs]
+        assert [rows_of(batch, rollouts) for batch in batches] == [
+            sorted([*pairs[i], *pairs[j]]) for i, j in (mixed[:2], mixed[2:])]
+        for batch in batches:
+            run.update(batch, iterative_dpo.token_loss)
+    assert [rows_of(batch, rollouts) for batch in passes] == [sorted({*pairs[2], *pairs[0], *measured_by_hand()})]
+    for batch in batches:  # of the second epoch
+        assert torch.allclose(batch.values["old"], before[batch.index], atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_in_any_order_of_the_batches_old_is_the_policy_before_the_first_update(open_run, monkeypatch, order):
+    """As old_logprobs() gives it at once, of the same responses."""
+    run, seen = open_run("--lr", 1e-2, "--updates_per_step", 3), []
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts = run.sample()
+    run.reward(rollouts)
+    at_once = run.old_logprobs(Rollouts(rollouts.problems, rollouts.responses))
+    rollouts.tokens.place = torch.arange(len(at_once.old))
+
+    def token_loss(new, tokens, cfg):
+        seen.append((tokens.place, torch.stack([tokens.old, tokens.entropy, new.detach()])))
+        return grpo.token_loss(new, tokens, cfg)
+
+    batches = run.minibatches(rollouts, *everything(rollouts))
+    for i in order:
+        run.update(batches[i], token_loss)
+    place, values = torch.cat([x for x, _ in seen]), torch.cat([x for _, x in seen], 1)
+    assert place.sort().values.tolist() == list(range(len(at_once.old)))
+    assert torch.allclose(values[0], at_once.old[place], atol=1e-5)
+    assert torch.allclose(values[1], at_once.entropy[place], atol=1e-5)
+    last = len(batches[order[2]].index)
+    assert (values[2, -last:] - at_once.old[place[-last:]]).abs().max() > 0.1, "by then the policy has moved"
 
 
 def test_an_update_that_sees_old_logprobs_itself_hands_them_on(open_run, monkeypatch):
@@ -183,20 +276,32 @@ def test_an_update_that_sees_old_logprobs_itself_hands_them_on(open_run, monkeyp
     assert (run.policy.logprobs(rollouts.batch)[0] - before).abs().max() > 0.1
 
 
-def test_a_clip_of_ones_own_is_counted(open_run):
-    """This loss never moves the first token of a response with a negative advantage, and all others. At ratio 1 none
-    of them has moved up or down, so the fraction waits for the second update, which is a step away."""
-    run = open_run("--lr", 1e-3)
+def test_the_clip_fractions_of_a_hard_mask_by_hand(open_run):
+    """A mask in place of a clip: a token whose ratio has left [0.98, 1.01] is not learned from, whatever its advantage.
+    Counted are such tokens with an advantage, as shares of the kept tokens of all updates. The first token of each
+    response has none here, and the last prompt is rejected. Two epochs of two updates: the first is at ratio 1."""
+    run, seen = open_run("--lr", 1e-3), []
     rollouts = sampled(run)
-    adv, keep = everything(rollouts, -1.0)
-    own = lambda new, tokens, cfg: new * (tokens.position > 0)
+    first = torch.cat([torch.arange(k) == 0 for k in rollouts.lengths.flatten()])
+    sign = torch.tensor([1, 1, -1, -1, 1, -1, 1.0])[:, None].expand(7, 4)
+    keep = (torch.arange(7) < 6)[:, None].expand(7, 4)
+
+    def mask(new, tokens, cfg):
+        ratio = (new - tokens.old).exp()
+        seen.extend(zip((new - tokens.old).tolist(), tokens.adv.tolist()))
+        return torch.where((ratio > 0.98) & (ratio < 1.01), -ratio * tokens.adv, 0)
+
     for _ in range(2):
-        run.update(one_batch(run, rollouts, adv, keep), own)
+        for batch in run.minibatches(rollouts, rollouts.per_token(sign) * ~first, keep):
+            run.update(batch, mask)
+    low = sum(adv != 0 and math.exp(moved) <= 0.98 for moved, adv in seen)
+    high = sum(adv != 0 and math.exp(moved) >= 1.01 for moved, adv in seen)
+    kept = 2 * int(rollouts.lengths[:6].sum())
+    assert len(seen) == kept and low > 20 and high > 20
+    assert sum(adv == 0 and not 0.98 < math.exp(moved) < 1.01 for moved, adv in seen) > 0  # which do not count
     row = row_of(run, rollouts)
-    tokens = 2 * int(rollouts.lengths.sum())
-    (_, first), (_, second) = run.meter.passes
-    assert first.sum() == second.sum() == 28  # one of each response
-    assert 0.9 * 28 <= (row["clip_low"] + row["clip_high"]) * tokens <= 2 * 28
+    assert (row["clip_low"] * kept, row["clip_high"] * kept) == pytest.approx((low, high), abs=1e-6)
+    assert [int(clipped.sum()) for _, clipped in run.meter.passes][0] == 0
 
 
 def test_a_metric_of_ones_own(open_run):

@@ -8,13 +8,15 @@ import re
 import shutil
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
-from helpers import assert_near, error_line, read, same_weights, weights
+from helpers import assert_near, error_line, read, same_draws, same_weights, weights
 
 from conftest import ROOT
-from core.meter import observe
+from core.meter import Meter, observe
+from core.sampler import new_sampler
 
 GRPO = (ROOT / "grpo.py").read_text()
 TWO_STEPS = ["--steps", 2, "--eval_data", ""]
@@ -66,7 +68,36 @@ def readme_forks() -> dict[str, tuple[str, list[str]]]:
     return {name: (diff, " ".join(re.findall(r"`(--[^`]*)`", text)).split()) for text, diff, name in found}
 
 
+# CISPO (arXiv 2506.13585, eq. 4 and 5): the clipped ratio is a weight, so no token loses its gradient.
+CISPO = """
+@@ -62,3 +62,4 @@
+     \"""new [T], the policy's logprobs, and the tokens' values tokens.old, tokens.adv, ... [T] -> loss [T].\"""
+-    return common.clipped_loss(new, tokens.old, tokens.adv, cfg)
++    ratio = (new - tokens.old).detach().exp().clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
++    return -ratio * tokens.adv * new
+
+"""
+# Two temperatures and a curriculum: the shortest quarter of the problems at first, more of them once half is right; and
+# each prompt's responses twice, the second time hotter.
+HOT_CURRICULUM = """
+@@ -38,2 +38,3 @@
+     dynamic_sampling: bool = common.arg(False, "sample on until prompts_per_step prompts are mixed (DAPO)")
++    hot: float = common.arg(1.3, "temperature of a second set of responses to each prompt", above=0)
+
+@@ -70,5 +71,10 @@
+     run = common.Run(cfg)
++    shortest, level = sorted(filter(None, run.problems), key=lambda p: len(p["problem"])), dict(share=0.25)
++    run.checkpointed["level"] = level
+     for _ in run.steps():
+         run.sync()
++        run.problems = shortest[: round(level["share"] * len(shortest))]
+         rollouts = run.sample()
++        rollouts = rollouts + run.sample(rollouts.problems, temperature=cfg.hot)
+         rewards = run.reward(rollouts)
++        level["share"] = min(1.0, level["share"] * (1.5 if common.right(rewards).float().mean() > 0.5 else 1))
+"""
 FORKS = readme_forks()
+OTHERS = dict(cispo=CISPO, hot_curriculum=HOT_CURRICULUM)
 needs_diffs = pytest.mark.skipif(not FORKS, reason="README.md shows no diff of grpo.py yet")
 
 
@@ -79,10 +110,10 @@ def plain(train, tmp_path_factory):
 
 
 @needs_diffs
-@pytest.mark.parametrize("name", FORKS)
-def test_readmes_diffs_fit_grpo_and_their_forks_learn_something_else(train, fork, plain, tmp_path, name):
+@pytest.mark.parametrize("name", [*FORKS, "cispo"])
+def test_the_diffs_fit_grpo_and_their_forks_learn_something_else(train, fork, plain, tmp_path, name):
     """Two steps each: with a gradient, no NaN, no warning, and not what grpo.py does from the same rollouts."""
-    diff, flags = FORKS[name]
+    diff, flags = FORKS.get(name) or (OTHERS[name], [])
     assert train(tmp_path / "run", *TWO_STEPS, *flags, module=fork(apply(diff, GRPO), name)) == 0
     rows = read(tmp_path / "run/metrics.jsonl")  # a NaN would be an error
     assert all(row["grad_norm"] > 0 for row in rows)
@@ -121,6 +152,69 @@ def test_gspo_by_hand(fork):
     assert (losses / (3 * sizes[number])).sum().item() == pytest.approx(loss, rel=1e-12)
     assert new.grad.tolist() == pytest.approx(gradient, rel=1e-12)
     assert int(tokens.clipped.sum()) == bound
+
+
+def test_cispo_by_hand(fork):
+    """Loss -clip(s, 0.8, 1.2) A log pi, whose gradient is -clip(s) A: clipped tokens are weighed less, and learn on."""
+    cispo = fork(apply(CISPO, GRPO), "cispo")
+    new = torch.tensor([-1.0, -0.5, -2.0]).double().requires_grad_()
+    moved, adv = torch.tensor([0.1, 0.5, -0.7]).double(), torch.tensor([1.0, 2.0, -3.0]).double()
+    tokens = SimpleNamespace(old=new.detach() - moved, adv=adv)
+    loss = observe(cispo.token_loss)(new, tokens, cispo.Config())
+    loss.sum().backward()
+    assert new.grad.tolist() == pytest.approx([-math.exp(0.1), -1.2 * 2, 0.8 * 3])
+    assert loss.tolist() == pytest.approx([math.exp(0.1), 1.2 * 2 * 0.5, -0.8 * 3 * 2])
+    assert not tokens.clipped.any()
+
+
+def test_two_temperatures_and_a_curriculum(train, fork, tmp_path, problems_file):
+    """Of 48 problems the shortest twelve, and more of them from the next step on if half is right. A hot response takes
+    part in the updates, but not in `mismatch`. The level of a resumed run is the one that was saved."""
+    mine = fork(apply(HOT_CURRICULUM, GRPO), "hot_curriculum")
+    flags = ["--steps", 3, "--save_every", 1, "--eval_data", "", "--lr", 1e-4]
+    assert train(tmp_path / "run", *flags, module=mine) == 0
+    rows, shares = read(tmp_path / "run/metrics.jsonl"), [0.25]
+    for step, row in enumerate(rows, 1):
+        shares.append(min(1.0, shares[-1] * (1.5 if row["accuracy"] > 0.5 else 1)))
+        assert torch.load(tmp_path / f"run/step_{step:06d}/level.pt") == dict(share=shares[-1])
+        assert row["grad_norm"] > 0 and row["mismatch"] < 1e-5 and row["kept"] == 1
+    assert shares[-1] > 0.25
+    shortest = [problem["problem"] for problem in sorted(read(problems_file), key=lambda p: len(p["problem"]))]
+    for row in read(tmp_path / "run/samples.jsonl"):
+        assert row["problem"] in shortest[: round(shares[row["step"] - 1] * 48)]
+    shutil.rmtree(tmp_path / "run/final")
+    shutil.rmtree(tmp_path / "run/step_000003")
+    assert train(tmp_path / "run", *flags, "--resume", module=mine) == 0
+    assert torch.load(tmp_path / "run/step_000003/level.pt") == dict(share=shares[-1])
+    assert [row["loss"] for row in read(tmp_path / "run/metrics.jsonl")] == [row["loss"] for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------ both samplers
+@pytest.mark.parametrize("name", [*FORKS, *OTHERS, "replay"])
+def test_a_fork_does_the_same_with_a_sampler_that_is_not_exact(train, fork, tmp_path, monkeypatch, name):
+    """As vLLM is: its logprobs are not taken for the trainer's, and it has no entropies. The clip is compared by its
+    tokens, of which one may lie on its border, because GSPO's can have moved neither up nor down."""
+    diff, flags = FORKS.get(name) or (OTHERS.get(name), [])
+    mine = fork(replay_fork() if name == "replay" else apply(diff, GRPO), name)
+    flags, clipped, count = [*TWO_STEPS, "--limit", 11, *flags], [], Meter.update
+    spy = lambda self, batch, seen, **more: (clipped.append(int(seen[2].sum())), count(self, batch, seen=seen, **more))
+    monkeypatch.setattr(Meter, "update", spy)
+
+    def not_exact(*how):
+        sampler = new_sampler(*how)
+        sampler.exact, sample = False, sampler.sample
+        sampler.sample = lambda *args, **more: [(*r[:2], r[2] * math.nan, r[3]) for r in sample(*args, **more)]
+        return sampler
+
+    with same_draws():
+        assert train(tmp_path / "exact", *flags, module=mine) == 0
+        one, clipped[:] = clipped[:], []
+        with mock.patch("common.new_sampler", not_exact):
+            assert train(tmp_path / "not", *flags, module=mine) == 0
+    assert len(one) == 4 and clipped == pytest.approx(one, abs=1)
+    names = ("loss", "grad_norm", "ratio_max", "lr", "reward", "accuracy", "kept", "length")
+    for x, y in zip(*(read(tmp_path / run / "metrics.jsonl") for run in ("exact", "not")), strict=True):
+        assert [x[name] for name in names] == pytest.approx([y[name] for name in names], rel=1e-3, abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ a task of one's own
@@ -200,13 +294,16 @@ DURING = """        rollouts = replay(rollouts, rewards, buffer)
 """
 
 
+def replay_fork() -> str:
+    start = "    run = common.Run(cfg)\n"
+    state = (start, start + '    run.checkpointed["buffer"] = buffer = {}\n')
+    return changed(("def main():", REPLAY.strip()), state, (BEFORE, DURING + BEFORE))
+
+
 def test_a_dict_of_a_fork_is_resumed_and_replayed_responses_are_off_policy(train, fork, tmp_path):
     """Eleven problems, the same in each step. The third step of a resumed run replays what the first two have seen: it
     is the same bit for bit. Replayed responses leave `mismatch` alone. A metric may be a tensor."""
-    start = "    run = common.Run(cfg)\n"
-    buffer = ("def main():", REPLAY.strip())
-    state = (start, start + '    run.checkpointed["buffer"] = buffer = {}\n')
-    mine = fork(changed(buffer, state, (BEFORE, DURING + BEFORE)))
+    mine = fork(replay_fork())
     flags = ["--steps", 3, "--save_every", 2, "--eval_data", "", "--samples_per_prompt", 2, "--limit", 11]
     assert train(tmp_path / "whole", *flags, module=mine) == 0
     rows = read(tmp_path / "whole/metrics.jsonl")
