@@ -344,7 +344,7 @@ class Run:
             rollouts.ref.fill(self.reference, [*(used if self.cfg.kl_coef else []), *rollouts.measured])
         batches = [rollouts.select(rows, units) for rows, units in filled]
         if batches and "old" not in batches[0].values:
-            self.meter.open = rollouts, batches[0], filled[0][0]
+            self.meter.waiting = rollouts, batches[0], filled[0][0]
         rollouts.keep, self.metrics["kept"] = keep, keep.float().mean().item()
         self.metrics["skipped_updates"] += len(parts) - len(filled)
         self.meter.kept_tokens += int(rollouts.lengths[keep].sum())
@@ -353,11 +353,11 @@ class Run:
 
     def settle(self, batch):
         """One batch may wait for log pi_old until its own update. If another batch comes first, compute it now."""
-        if self.meter.open and self.meter.open[1] is not batch:
-            rollouts, other, rows = self.meter.open
+        if self.meter.waiting and self.meter.waiting[1] is not batch:
+            rollouts, other, rows = self.meter.waiting
             rollouts.old.fill(self.policy, rows)
             other.values |= rollouts.select(rows).values
-            self.meter.open = None
+            self.meter.waiting = None
 
     def update(self, batch: Batch, token_loss):
         """One optimizer step on the sum over tokens of weight x full_loss.
@@ -372,15 +372,15 @@ class Run:
         self.settle(batch)
 
         def objective(new, entropy, tokens):
-            if self.meter.open:  # the policy is still the one that sampled
+            if self.meter.waiting:  # the policy is still the one that sampled
                 tokens.old, tokens.entropy = new.detach(), entropy.detach()
             return full_loss(new, entropy, tokens, observe(token_loss), cfg)
 
         result = self.policy.update(batch, objective, cfg.max_grad_norm, bool(cfg.entropy_coef), self.lr)
-        if self.meter.open:
-            rollouts, _, rows = self.meter.open
+        if self.meter.waiting:
+            rollouts, _, rows = self.meter.waiting
             rollouts.old.learn(rows, result["seen"][:2])
-            self.meter.open = None
+            self.meter.waiting = None
         self.meter.lap("time_train")
         self.meter.update(batch, **result)
 

@@ -1,33 +1,33 @@
-r"""Answers as text: extract the final answer of a response, or the gold answer of a data set's field; write equal
-answers in the same way; compare two answers as strings and as exact numbers. core/verify.py does the rest.
+r"""Answers as text: find the final answer in a response and the gold answer in a data set, normalise them, and compare
+them as strings and as exact numbers. core/verify.py does the rest.
 
-Hostile text must not slow these regular expressions down, for a policy in training tries everything."""
+Hostile text must not slow down these regular expressions, because a policy in training tries everything."""
 
 import re
 from fractions import Fraction
 from functools import lru_cache
 
-LONGEST = 500  # characters; of longer answers only integers and equal strings can be right (gold answers: up to 200)
+LONGEST = 500  # characters (gold answers: up to 200); longer answers must be integers or equal strings to be right
 
 # ------------------------------------------------------------------------------------------------ extracting
-# What a box holds: numbers, characters, escaped characters, and braces within braces, up to nine deep. The repetitions
-# are possessive (*+), so that hostile text costs no backtracking.
+# The content of a box: numbers, characters, escaped characters, and braces within braces, up to nine deep.
+# The repetitions are possessive (*+), so hostile text causes no backtracking.
 INNER = r"[0-9]++|[^{}\\]|\\."
 for _ in range(9):
     INNER = rf"[0-9]++|[^{{}}\\]|\\.|\{{(?:{INNER})*+\}}"
 BOX = re.compile(rf"\\(?:boxed|fbox)(?:\s*+\{{((?:{INNER}){{0,4000}}+)\}}|\s++([^\s$\\{{]++))", re.DOTALL)
-# What announces an answer: "the answer is", "Result:", "####", "<answer>"; or "$x$ is the answer", where group 1 is x.
-# The lookahead for its first letter makes the search three times as fast.
+# Words that announce an answer: "the answer is", "Result:", "####", "<answer>". In "$x$ is the answer" group 1 is x.
+# The lookahead for the first letter makes the search three times as fast.
 PHRASE = re.compile(r"(?=[ars#<$答])(?:(?:answer|solution|result)s?(?:\b[^.\n$\\:=]{0,60}?\b(?:is|are|equals)\b|"
                     r"[\s*_]{0,9}[:=：])|####|<answer>|\banswer\s{1,9}(?=[$\\])|\$([^$\n]{1,200})\$ is (?:the|our) "
                     r"(?:answer|solution)\b|答案\W{0,9}[是为:：])", re.I)
-# A line that is a heading: "### Final Answer", "**Step 3: Answer**". A rule or the sign of a quotation may follow.
+# A heading: "### Final Answer", "**Step 3: Answer**". A horizontal rule or a quotation sign may follow.
 MARKS = r"(?:[^\w\n$\\]|_){0,12}"
 HEADING = re.compile(rf"\n{MARKS}(?:(?:step )?\d\d?[.:)]{MARKS})?(?:(?:the|my|our|final|correct|numerical) ){{0,3}}"
                      rf"(?:answers?|results?|final solution|(?:最终)?答案){MARKS}()\n"
                      r"\s{0,20}(?:[-=*_]{3,40}\s{1,20})?[>•✅ ]{0,9}", re.I)
-# A formula and a percent sign behind it, but not the money in "$5 a day for $6 more"; what joins $1$ and $2$; **bold**;
-# words that stand between "is" and the answer; what a sentence says its subject is; a number; a unit of measure.
+# FORMULA: with a percent sign after it, but not the money in "$5 a day for $6 more". BETWEEN: the "and" of $1$ and $2$.
+# FILLER: words between "is" and the answer. IS: the answer follows it. LAST: a number. MEASURE: a unit of measure.
 FORMULA = re.compile(r"(?!\$\d[\d,.]{0,20}\s[^\\$\n]{0,60}?[a-z]{2,20}\s[a-z]{2})(\$\$|\$|\\\(|\\\[)(.+?)"
                      r"(?:\$|\\\)|\\\])\s*(%|percent)?", re.DOTALL | re.I)
 BETWEEN = re.compile(r"\$(\s{0,3}(?:,|,?\s{0,3}(?:and|or)\s)\s{0,3})\$(?=-?\d|[a-z] ?=)")
@@ -39,17 +39,17 @@ MEASURE = re.compile(r"(?:[cdkm]?m|[km]?g|[hs]|(?:min(?:ute)?|second|hour|day)s?
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} with balanced braces holds (or \fbox{...}, or \boxed 4); None if there is none. Of a
-    box within a box the inner one counts."""
+    r"""The content of the last \boxed{...} with balanced braces (or \fbox{...}, or \boxed 4). None if there is none.
+    If a box is inside a box, the inner one counts."""
     content = None
     while boxes := BOX.findall(text):
-        content = text = "".join(boxes[-1])  # one of the groups is empty: in braces, or bare
+        content = text = "".join(boxes[-1])  # one of the two groups is empty: with braces, or without
     return content
 
 
 def stands_alone(text: str) -> bool:
-    """Whether below a heading one answer has its line for itself: a formula, a number and up to two words, a word, "The
-    total is 42". Not if the next line looks like another one."""
+    """Whether the first line below a heading is just one answer: a formula, a number and up to two words, a word, "The
+    total is 42". False if the next line looks like another answer."""
     formula = FORMULA.match(text)
     line, _, below = text[formula.end() if formula else 0 :].lstrip("$").partition("\n")
     line = IS.split(line)[-1]
@@ -60,11 +60,11 @@ def stands_alone(text: str) -> bool:
 
 
 def extract(response: str, strict: bool = True) -> str | None:
-    """The final answer of a response: what its last box holds; without a box, what follows the last "answer is" or the
-    like; without that too, if not strict, the last number. None if there is no answer."""
+    """The final answer of a response: the content of its last box. Without a box: the text after the last "answer is"
+    or similar words. Without these, if not strict: the last number. None if there is no answer."""
     if (boxed := last_boxed(response)) is not None:
         return boxed
-    text = BETWEEN.sub(r"\1", "\n" + response[-20_000:])  # an answer is announced near the end
+    text = BETWEEN.sub(r"\1", "\n" + response[-20_000:])  # the answer is near the end
     phrases = [match for match in HEADING.finditer(text) if stands_alone(text[match.end() : match.end() + 500])]
     phrases += PHRASE.finditer(text)
     if not phrases:
@@ -80,13 +80,13 @@ def extract(response: str, strict: bool = True) -> str | None:
     is_prose = "\\" not in text and len(re.findall("[a-z]{2,}", text)) > 2
     if is_prose and len(numbers) == 1:
         return numbers[0]
-    return re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)  # of a choice such as "(B) 12" only the letter
+    return re.sub(r"^\(?([A-J])[.,:)].*", r"\1", text)  # only the letter of a choice such as "(B) 12"
 
 
 def gold_answer(answer, unit=None) -> str:
-    """The gold answer in a field of a data set (a str, a number, None, or a list, whose answers are joined): what its
-    last box holds, or what follows ####, or all of it. With a unit of measure, as OlympiadBench states one, it is
-    appended, so that an answer in another unit is wrong. Any other unit ("3", "Chapter 2", a list) is ignored."""
+    """The gold answer in a field of a data set: the content of its last box, or the text after ####, or all of it.
+    answer: a str, a number, None, or a list (its answers are joined). unit: OlympiadBench has it. A unit of measure is
+    appended, so an answer in another unit is wrong. Any other unit ("3", "Chapter 2", a list) is ignored."""
     if isinstance(answer, list | tuple):
         return ", ".join(gold_answer(part, unit) for part in answer)
     answer = "" if answer is None else str(answer)
@@ -100,13 +100,13 @@ def gold_answer(answer, unit=None) -> str:
 
 # ------------------------------------------------------------------------------------------------ normalising
 # Commands that only change how text looks, with the text in braces: \underline{42}, \color{red}{42}, {\color{red} 42}.
-# Not \cancel, which strikes the answer out, or \overline, which has a meaning. What \phantom hides goes as a whole.
+# Not \cancel: it strikes the answer out. Not \overline: it has a meaning. Text inside \phantom is deleted.
 COLOR = r"\s*(?:\[\w*\])?\{[^{}]*\}"
 SWITCH = (rf"\\(?:(?:(?:text|math)?color|phantom){COLOR}|"
           r"(?:boldmath|(?:text|script)style|[lL]arge|LARGE|[hH]uge|small|normalsize)(?![A-Za-z]))\s*+")
 STYLE = re.compile(r"(?:\\(?:u(?:nder|u)?line|boldsymbol|bm|bold|pmb|emph|ensuremath|(?:(?:text|math)?color|colorbox|"
                    rf"fcolorbox{COLOR}){COLOR})\s*+\{{|\{{(?<!\\.)\s*+{SWITCH})((?:{INNER})*+)\}}", re.DOTALL)
-# Symbols and commands that are replaced or, with "", left out; a command only where its name ends.
+# Symbols and commands to replace, or to delete (""). A command must not be the start of a longer name.
 SAME = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "°": "", "≤": r"\le ",
     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "√": r"\sqrt ",
@@ -131,33 +131,33 @@ NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 DECIMAL = re.compile(rf"{NUMBER}(?:[eE]([-+]?\d{{1,3}})|(?:\\times|\\cdot|\*)10\^(\d|\{{[-+]?\d{{1,3}}\}}))?")
 FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{{NUMBER}\}}\{{{NUMBER}\}}")
 SLASH = re.compile(rf"()()\(?{NUMBER}\)?/\(?{NUMBER}\)?")
-CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all of them but tab and line ends
+CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all except tab and line ends
 REPEATING = re.compile(r"(\d*\.(\d*))\\(?:overline|bar)\{?(\d+)\}?")
 
 
 def decimal_value(match) -> str:
-    """1010_2 -> 10. Groups: the digits, the base; text whose digits do not fit the base is left as it is."""
+    """1010_2 -> 10. Groups: the digits, the base. The text stays as it is if the digits do not fit the base."""
     fits = all(int(digit, 16) < int(match[2]) for digit in match[1])
     return str(int(match[1], int(match[2]))) if fits else match[0]
 
 
-# In this order. The unit of a number is put behind it in quotation marks, 5"cm", which cannot occur otherwise.
+# The order matters. A unit is written in quotation marks after its number, 5"cm". No other quotation marks are left.
 RULES = [(re.compile(pattern), new) for pattern, new in (
-    # a Chinese full stop at the end; what is left of colours; EUR, Rs. 42
+    # a Chinese full stop at the end; the rest of a colour command; EUR, Rs. 42
     (r"。(?=[\s}。]*$)", ""), (SWITCH, ""), (r"\{(?<=^.)([^{},]+)\}$", r"\1"),
     (r"(?=[UEGJCRI])\b(USD|EUR|GBP|JPY|CNY|RMB|INR|Rs(?=[. }\\,~]{0,6}\d))\b\.?", lambda m: CODES[m[1]]),
-    # \( \) \[ \], a backslash at the end, \big and its like; {\rm cm}; ^\circ; \bf 42; no solution
+    # \( \) \[ \], a backslash at the end, \big, \Bigl etc.; {\rm cm}; ^\circ; \bf 42; no solution
     (r"\\(?:(?<!\\\\)(?:[()\[\]]|$)|[bB]igg?[lmr]?(?![A-Za-z]))", ""), (r"\{\\(?:rm|bf|it)\s", r"\\text{"),
     (r"\^\s*\{?\s*\\circ\s*\}?", ""), (r"\\(?:math)?(?:bf|rm|it|sf)\s*(?=[-\d])", ""),
     (rf"^(?:{TEXT})?(?i:no (?:real )?solutions?|(?:the )?empty set)\}}?$", r"\\emptyset"),
-    # 1\,000 and 1{,}000, before every other space in LaTeX becomes a plain one; 3{/}4
+    # 1\,000 and 1{,}000, and only then other LaTeX spaces: they become a plain space; 3{/}4
     (r"(?<=\d)(?:,?\\[!,;: ]|\{,\})\s*(?=\d{3}(?!\d))", ""), (r"(?<!\\)\\[!,;: ]|\s+", " "),
     (r"^ +| +$", ""), (r"\{ *([/:]) *\}", r"\1"),
     # 1 and 2, 1 or 2
     (rf",?\s*(?:{TEXT},?\s*(?:and|or)\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*,?", ","),
     # 50\%, 50 percent
     (rf"\s*\\?%|\s*(?:{TEXT})?(?:percentage|percent|pct)(?![a-z])\s*\}}?", "%"),
-    # 5 \text{ cm}^2; any other text loses its command
+    # 5 \text{ cm}^2; otherwise \text{...} becomes its content
     (rf"(?<=[\w}})!])\s*{TEXT}([A-Za-z.][^{{}}\d]*)\}}\s*(\^\s*\{{?-?\d\}}?)?(?=$|[,;)/\s])", r'"\1\2"'),
     (rf"{TEXT}([^{{}}]*)\}}", r"\1"),
     # 5 million; €5 and 5€ are 5"euros"
@@ -173,11 +173,11 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\frac\s*([^{}\s\\])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([^{}\s\\])", r"\1{\2}"),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[^{}\[\s\\])", r"\\sqrt{\1}"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"), (r"'", r"^{\\prime}"),
-    # 3 1/2; 12 345; 12,345, unless it stands in a list, a tuple or an interval
+    # 3 1/2; 12 345; 12,345, but not in a list, a tuple or an interval
     (r"(?<=\d) +(\d+)/(\d+)", r"\\frac{\1}{\2}"), (r"(?<![\d.])(\d{1,3}) (?=\d{3}(?!\d))", r"\1"),
     (r"^((?:\\(?!\{)|[^(\[,\\])*)(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?!,|\d)", lambda m: m[1] + m[2].replace(",", "")),
-    # Spaces go, except that one must stay after a command (\pi r) and in x_1 2: \x1f keeps its place meanwhile.
-    # 1 2 is a list of two numbers; and so is 32, 349, which the plus sign tells from 32,349.
+    # Delete spaces, except after a command (\pi r) and in x_1 2: there \x1f marks the space until the end.
+    # 1 2 is a list of two numbers. So is 32, 349: a plus sign is added, so it differs from 32,349.
     (r"(\\[A-Za-z]+) +(?=[A-Za-z])|(_\d) +(?=\d)", "\\1\\2\x1f"), (r"(?<=\d) +(?=\d)", ","),
     (r"(?<=\d), +(?=\d{3}(?!\d))", ",+"), (r" +", ""), ("\x1f", " "),
     # x^{2}; 1010_2; the ratio 1:2:3; commas and full stops at the ends
@@ -187,7 +187,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a normalised decimal (0.5, 5e3), fraction, mixed number or repeating decimal, else None."""
+    """The exact value of a normalised decimal (0.5, 5e3), fraction, mixed number or repeating decimal. Else None."""
     if match := DECIMAL.fullmatch(text):
         exponent = (match[2] or match[3] or "0").strip("{}")
         return Fraction(match[1]) * Fraction(10) ** int(exponent)
@@ -204,13 +204,13 @@ def number(text: str) -> Fraction | None:
 
 @lru_cache(4096)
 def normalise(answer: str) -> str:
-    r"""An answer in the form that most equal answers share, also for votes: 1,\!234 becomes 1234, \dfrac12 1/2, and
-    5 \text{ cm} 5"cm". Only the first LONGEST characters count. What has control characters is no answer: ""."""
+    r"""Write an answer so that most equal answers have the same text: 1,\!234 -> 1234, \dfrac12 -> 1/2, 5 \text{ cm} ->
+    5"cm". Majority votes use it too. Only the first LONGEST characters count. "" if it has control characters."""
     if CONTROL.search(answer):
         return ""
     answer = SAMES.sub(lambda match: SAME[match.group()], answer[:LONGEST].strip())
     if (value := number(answer)) is None:
-        while STYLE.search(answer):  # again for a style within a style; the space is for \bm{\pi}r
+        while STYLE.search(answer):  # repeat for a style inside a style; the space is for \bm{\pi}r
             answer = STYLE.sub(lambda m: m[1] + " " * bool(re.search(r"\\[A-Za-z]+$", m[1])), answer)
         for pattern, new in RULES:
             answer = pattern.sub(new, answer)
@@ -220,8 +220,8 @@ def normalise(answer: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ comparing
 def different_units(first: str, second: str) -> bool:
-    """Whether two units, each with the quotation mark that ends it, are surely different: cm and m, cm and cm^2. min
-    and minutes are not, and neither are a unit and none."""
+    """Whether two units are surely different, as cm and m, or cm and cm^2. Each ends with its quotation mark.
+    False for min and minutes, and if one of them has no unit."""
     if not first or not second:
         return False
     both_short = len(first) < 5 and len(second) < 5
@@ -230,16 +230,16 @@ def different_units(first: str, second: str) -> bool:
 
 
 def other_currency(unit: str, value: str, text: str) -> bool:
-    """Whether a unit is a currency, but the other answer, which has no unit, is in percent or dollars. The dollar sign
-    is not in its value, but in its text, where a pair of them is a formula."""
+    """Whether the unit of one answer is a currency, but the other answer (value, text) is in percent or dollars.
+    Normalising deletes dollar signs, so they are counted in the text. Two of them make a formula, one means money."""
     name = unit.split('"')[0]
     return name in MONEY.values() and (value[-1:] == "%" or name != "dollars" and text.count("$") % 2 == 1)
 
 
 @lru_cache(4096)
 def quick(answer: str, gold: str) -> bool | tuple[str, str]:
-    """Whether two answers are equal, if text and exact numbers decide that; if not, the two expressions that a worker
-    has to compare."""
+    """Whether two answers are equal, if their text or exact numbers decide it. If not: the two expressions for a worker
+    to compare."""
     texts = answer, gold
     answer, gold = normalise(answer), normalise(gold)
     if ("=" in answer) != ("=" in gold):  # x=5 is as good as 5
@@ -250,9 +250,9 @@ def quick(answer: str, gold: str) -> bool | tuple[str, str]:
         return True
     if re.fullmatch(r"\(?[A-J]\)?", gold) and (choice := re.fullmatch(r"\(?([A-J])\)?(?:[.:)].*)?", answer)):
         return choice[1] in gold
-    if gold.isalpha() and answer.isalpha() and len(gold) > 2:  # words such as Yes or east; shorter ones may be products
+    if gold.isalpha() and answer.isalpha() and len(gold) > 2:  # words such as Yes or east; shorter ones can be products
         return answer.casefold() == gold.casefold()
-    if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; what dots stand for is not known
+    if re.search(r"\d:\d\d(?!\d)|dots", answer + " " + gold):  # a time is no ratio; nobody knows what dots mean
         return answer.rpartition("=")[2] == gold.rpartition("=")[2]
     (answer_value, _, answer_unit), (gold_value, _, gold_unit) = answer.partition('"'), gold.partition('"')
     others = other_currency(answer_unit, gold_value, texts[1]) or other_currency(gold_unit, answer_value, texts[0])
@@ -260,7 +260,7 @@ def quick(answer: str, gold: str) -> bool | tuple[str, str]:
         return False
     if re.search(r'"[,;\d]', answer_unit + " " + gold_unit):  # several quantities, such as 5"cm",6"cm"
         return re.sub('"[^"]*"', ",", answer) == re.sub('"[^"]*"', ",", gold)
-    if re.search(r"(?:\^\{[^{}^]*){3}|^-?\d+_", f"{answer} {gold}"):  # a tower of powers; 17_1, which is no number
+    if re.search(r"(?:\^\{[^{}^]*){3}|^-?\d+_", f"{answer} {gold}"):  # a tower of powers; 17_1 is no number
         return False
     x, y = number(answer_value.rstrip("%")), number(gold_value.rstrip("%"))
     if x is None or y is None:

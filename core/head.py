@@ -1,26 +1,26 @@
-"""The head of a model: from hidden states to logprobs and entropies, a chunk of tokens at a time."""
+"""The head of a model: from hidden states to logprobs and entropies, one chunk of tokens at a time."""
 
 import torch
 import torch.nn.functional as F
 
-CHUNK = 2**27  # logits that exist at a time on a GPU, in elements
+CHUNK = 2**27  # most logits at one time on a GPU, in elements
 
 
 def logits_of(lm, hidden):
-    """The logits [N, V] of a model's head on hidden states [N, H], with what some families add to a linear head:
-    Granite divides, Cohere multiplies, Gemma 2 caps."""
+    """Hidden states [N, H] -> logits [N, V] of the model's head. Some families change the output of the linear head:
+    Granite divides it, Cohere multiplies it, Gemma 2 caps it."""
     head, config = lm.get_output_embeddings(), lm.config
     logits = F.linear(hidden, head.weight, head.bias)
     scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
-    logits = logits * scale if scale != 1 else logits  # a pass over the vocabulary
+    logits = logits * scale if scale != 1 else logits  # skip a scale of 1: it costs a pass over all logits
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
 class Chunks(torch.autograd.Function):
-    """(logprobs [N], entropies [N]) = head(hidden [N, H], targets [N], entropy_grad), `size` tokens at a time, so that
-    the logits of all tokens never exist. The backward pass computes each chunk again, and adds up the gradients of the
-    head's parameters in fp32: in bf16 the sum of many chunks would lose most of the later ones' bits."""
+    """(logprobs [N], entropies [N]) = head(hidden [N, H], targets [N], entropy_grad), `size` tokens at a time.
+    The logits of all tokens never exist together: the backward pass computes each chunk again. It sums the gradients
+    of the head's parameters in fp32, because in bf16 a long sum would round away most of the later chunks."""
 
     @staticmethod
     def forward(ctx, head, size, targets, entropy_grad, hidden, *parameters):

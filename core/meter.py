@@ -41,7 +41,7 @@ class Meter:
       updates   how many updates the step has tried
       passes    for each update that succeeded: (places of its tokens in the batch, which of them were clipped)
       gap       |trainer's - sampler's logprob| of on-policy tokens, from which `mismatch` is computed
-      open      the batch that will see its old logprobs in its own update, see Run.minibatches()"""
+      waiting   (rollouts, batch, rows) of the batch whose old logprobs its own update will compute, or None"""
 
     def __init__(self, steps: int, done: int):
         self.steps, self.done, self.began = steps, done, time.perf_counter()
@@ -53,7 +53,7 @@ class Meter:
         """Forget the step before, and seed what is drawn in this one, so that a resumed run draws the same."""
         self.metrics = dict.fromkeys(METRICS) | dict(step=step, skipped_updates=0, dropped=0)
         self.updates, self.kept_tokens, self.passes, self.stats = 0, 0, [], []
-        self.gap, self.open, self.logged = torch.zeros(0), None, False
+        self.gap, self.waiting, self.logged = torch.zeros(0), None, False
         self.clock = time.perf_counter()
         seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])  # torch needs 32 bits
         torch.manual_seed(seed)

@@ -1,13 +1,13 @@
-"""Packing: the sequences of a micro-batch laid end to end in one row, and attention that stays inside each of them.
+"""Packing: all sequences of a micro-batch lie end to end in one row. Attention stays inside each sequence.
 
-The row has no padding, so the model computes nothing for tokens that are not there; position ids start again at 0 with
-each sequence. Attention alone has to know where a sequence ends, and it has two paths:
+The row has no padding, so the model computes no padding tokens. Position ids start again at 0 in each sequence.
+Only attention has to know where a sequence ends. There are two paths:
 
-  CUDA   torch's variable-length flash kernel, which takes the row as it is and the ends of its sequences
-  CPU    there is no such kernel, and prompts would be most of the work, because a laptop's responses are short. So
-         what sequences share stands in the row once: first the tokens with which all prompts begin (the examples in a
-         template), then the rest of each prompt, then the responses. Attention has a part for each of the three, in
-         rectangles of similar lengths, and the parts are joined by their log-sum-exp.
+  CUDA   torch's variable-length flash kernel. It reads the row and the ends of its sequences.
+  CPU    This kernel does not exist here. A laptop's responses are short, so most of the work would be the prompts.
+         The row therefore contains shared tokens only once: first the start that all prompts share (the examples in
+         a template), then the rest of each prompt, then the responses. Attention to each of these parts is
+         computed separately, in rectangles of similar lengths. The results are joined by their log-sum-exp.
 """
 
 import inspect
@@ -20,8 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 
 def shared_start(prompts: list[np.ndarray]) -> int:
-    """The number of tokens with which all of these prompts begin; 0 if they are too few, or the prompts, to be worth a
-    treatment of their own. It leaves at least one token of each prompt."""
+    """How many tokens all of these prompts share at their start. At least one token of each prompt is left over.
+    0 for a single prompt, and below 16 shared tokens: a separate part would not pay off."""
     least = min(map(len, prompts)) - 1
     first = np.stack([prompt[:least] for prompt in prompts])
     same = int((first == first[0]).all(0).cumprod().sum())
@@ -29,18 +29,18 @@ def shared_start(prompts: list[np.ndarray]) -> int:
 
 
 class Pack:
-    """A micro-batch as one row of T tokens: ids and positions [1, T]; `at` [N]: where each response token is predicted;
-    `targets` [N]: the response tokens themselves, both in the order of `rows`.
+    """A micro-batch as one row of T tokens: ids and positions [1, T].
+    targets [N]: the response tokens, in the order of `rows`. at [N]: where in the row each of them is predicted.
 
-    whole: each sequence stands in one piece, with a prompt of its own, as the CUDA kernel needs it; otherwise a prompt
-    stands there once for all of its responses (rows with the same array as prompt). Default: not on the CPU."""
+    whole: each sequence is in one piece, with its own copy of the prompt. The CUDA kernel needs this. Otherwise the
+    row has each prompt once for all of its responses (rows with the same array as prompt). Default: not on the CPU."""
 
     def __init__(self, batch, rows: list[int], device, whole=None):
         whole = torch.device(device).type != "cpu" if whole is None else whole
         ids, positions, end = [], [], 0
 
         def put(tokens, first):
-            """Add tokens to the row, whose positions start at `first`; returns where they stand."""
+            """Add tokens to the row. Their positions start at `first`. Returns their places in the row."""
             nonlocal end
             ids.append(tokens)
             positions.append(np.arange(first, first + len(tokens)))
@@ -80,19 +80,19 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 class Rectangle(NamedTuple):
-    """Attention from B spans of tokens to one span of keys for each; spans are padded to the longest of their kind by
-    repeating their last token."""
+    """Attention from B spans of queries, each to its own span of keys. Shorter spans are padded to the longest one:
+    their last token is repeated."""
 
     queries: torch.Tensor  # [B, M], places in the row
     keys: torch.Tensor  # [B, S]
     real: torch.Tensor  # [B, M] bool: not padding
-    mask: torch.Tensor | None  # [B, 1, 1, S], -inf at padded keys; None where there are none, or nobody sees them
-    causal: bool  # a query sees no key that stands behind it
+    mask: torch.Tensor | None  # [B, 1, 1, S], -inf at padded keys; None if there are none, or if causal hides them
+    causal: bool  # a query sees no key to its right
 
 
 def rectangles(queries: list[np.ndarray], keys: list[np.ndarray], causal=False) -> list[Rectangle]:
-    """Spans of queries, and the span of keys that each attends to, in few rectangles: spans of queries within a factor
-    of two in length share one. Spans without keys are left out."""
+    """Put spans of queries into few rectangles. keys: for each of them, the span that it attends to.
+    Queries share a rectangle if their lengths are within a factor of two. Spans without keys are left out."""
     pairs = sorted((pair for pair in zip(queries, keys) if len(pair[1])), key=lambda pair: -len(pair[0]))
     found = []
     while pairs:
@@ -111,20 +111,20 @@ def rectangles(queries: list[np.ndarray], keys: list[np.ndarray], causal=False) 
 
 
 def fill(x, places, copies=1):
-    """Tokens x [T, heads, D] in the places [B, M] of a rectangle, each head so many times: [B, heads, M, D]."""
+    """Tokens x [T, heads, D] at places [B, M] -> [B, heads * copies, M, D]. Each head is repeated `copies` times."""
     x = x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
     return x if copies == 1 else x.repeat_interleave(copies, 1)
 
 
 def add(x, places, values):
-    """Add values [B, heads, M, D] of a rectangle to tokens x [T, heads, D]."""
+    """Add values [B, heads, M, D] to tokens x [T, heads, D] at places [B, M]."""
     x.index_add_(0, places.flatten(), values.transpose(1, 2).flatten(0, 1))
 
 
 class Attention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D] -> [T, H, D]. The rectangles in which a token is a query are the parts of its
-    attention, joined by their log-sum-exp. Backwards, the flash kernel computes the probabilities from the log-sum-exp
-    that it is given; with that of the whole, the gradients of a part are right (ring attention, arXiv 2310.01889)."""
+    """q [T, H, D], k and v [T, K, D] -> [T, H, D]. A token can be a query in several rectangles: their results are
+    joined by their log-sum-exp. Backwards, the flash kernel computes probabilities from a log-sum-exp. Here this is the
+    log-sum-exp over all rectangles, so the gradients of each one are right (ring attention, arXiv 2310.01889)."""
 
     @staticmethod
     def forward(ctx, q, k, v, scale, rectangles):
@@ -147,7 +147,7 @@ class Attention(torch.autograd.Function):
         sums = [torch.zeros_like(x) for x in (q, k, v)]
         for r in rectangles:
             keys, values = (fill(x, r.keys, heads) for x in (k, v))
-            whole = fill(lse[..., None], r.queries)[..., 0].masked_fill(~r.real[:, None], 1e30)  # pads: probability 0
+            whole = fill(lse[..., None], r.queries)[..., 0].masked_fill(~r.real[:, None], 1e30)  # padding: p = 0
             more = flash_backward(fill(grad, r.queries), fill(q, r.queries), keys, values, fill(out, r.queries), whole,
                                   0.0, r.causal, attn_mask=r.mask, scale=scale)
             add(sums[0], r.queries, more[0])
@@ -158,7 +158,7 @@ class Attention(torch.autograd.Function):
 
 # ------------------------------------------------------------------------------------------------ both paths
 def grouped_heads(kernel) -> dict:
-    """The argument that tells varlen_attn of several query heads per key head; torch 2.11's kernel needs none."""
+    """varlen_attn's argument for several query heads per key head. The kernel of torch 2.11 needs none."""
     return dict(enable_gqa=True) if "enable_gqa" in inspect.signature(kernel).parameters else {}
 
 
@@ -166,8 +166,8 @@ GROUPED = grouped_heads(varlen.varlen_attn)
 
 
 def refuse_attention(softcap, s_aux, tokens: int, window):
-    """Raises ValueError for a model whose attention does more than softmax(q k) v, and for sequences with more tokens
-    than its sliding window (tokens 0: windows are computed)."""
+    """Raises ValueError if the model's attention does more than softmax(q k) v, or if its sliding window is shorter
+    than a sequence of `tokens` tokens. tokens 0: the caller computes the window itself."""
     if softcap is not None or s_aux is not None:
         raise ValueError(f"its attention has {'sinks' if softcap is None else 'soft caps'}, which is not supported")
     if window and tokens > window:
@@ -177,8 +177,8 @@ def refuse_attention(softcap, s_aux, tokens: int, window):
 def packed_attention(module, query, key, value, attention_mask, scaling=None, pack=None, sliding_window=None,
                      softcap=None, s_aux=None, **kwargs):
     """Causal attention inside each sequence of a pack. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
-    sliding_window: a token sees this many tokens, itself included (None: all before it). Registered with transformers,
-    which calls it in every layer. Raises ValueError for what it can't compute."""
+    sliding_window: a token sees this many tokens, itself included (None: all before it).
+    transformers calls this in every layer. Raises ValueError if it can't compute a model's attention."""
     refuse_attention(softcap, s_aux, pack.max_length if pack.rectangles else 0, sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     if pack.rectangles is None:

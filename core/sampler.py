@@ -1,18 +1,18 @@
-"""Samplers write responses to prompts. There are two with the same interface, plain torch here and vLLM in
-vllm_sampler.py:
+"""Samplers write responses to prompts. There are two, plain torch here and vLLM in vllm_sampler.py. Both have this
+interface:
 
-    sync(policy)    take over the policy's weights: before the first sample(), and whenever the weights have changed
+    sync(policy)    copy the policy's weights: before the first sample(), and whenever the weights have changed
     sample(...)     token ids in, token ids out, with the logprob of each sampled token at the sampling temperature
-    sleep()         give GPU memory back while the policy trains
-    rest(), wake()  the same for a model that stays as it is, a teacher
-    stale           True before the first sync(), and after a sleep() that took effect: sync() comes before sample()
-    exact           True if those logprobs are the trainer's own, so that no second pass is needed to compute them
+    sleep()         free GPU memory while the policy trains
+    rest(), wake()  the same for a model that never changes, such as a teacher
+    stale           True before the first sync(), and after a sleep() that freed the weights. Then call sync() first.
+    exact           True if these logprobs equal the trainer's. Then the trainer does not compute them again.
 
-The torch sampler writes all responses at the same time, a token of each per pass through the model. What they share is
-computed and kept once: the tokens that all prompts begin with, such as worked examples, and each prompt for all of its
-responses. Query heads that share a key head go through one product, so keys and values are never copied for them. A
-token is drawn by inverting the distribution function at one uniform number, first among blocks of the vocabulary, then
-within a block; its logprob and the entropy come from the same exponentials. Responses that have ended are dropped.
+The torch sampler writes all responses together, one token of each per pass through the model.
+Shared tokens are computed and cached once: the start that all prompts share, and each prompt for all of its responses.
+Query heads with the same key head share one matrix product, so their keys and values are never copied.
+A token is drawn by the inverse CDF of one uniform number: first a block of the vocabulary, then a token in the block.
+Ended responses are dropped.
 """
 
 import copy
@@ -35,28 +35,28 @@ from core.streams import streams, uniforms
 
 # ------------------------------------------------------------------------------------------------ the KV cache
 class Cache:
-    """Keys and values of all layers. What responses share stands there once, and all queries to it, those of several
-    responses and of the heads that share a key head, go through one product:
+    """Keys and values of all layers. Shared tokens are cached once. All queries to the same keys share one product:
+    those of several responses, and of several heads with one key head.
 
-      shared   for each layer a list of parts, each (keys, values, bias): the tokens that all prompts begin with, keys
-               and values [1, K, C, D]; then the rest of each prompt [P, K, W, D], where the bias [P, 1, 1, W] hides the
-               padding on the right
+      shared   for each layer a list of parts (keys, values, bias). First the start that all prompts share: keys and
+               values [1, K, C, D]. Then the rest of each prompt: [P, K, W, D], padded on the right. Its bias
+               [P, 1, 1, W] hides the padding.
       own      for each layer (keys, values) of the responses' tokens, [R, K, steps, D]
 
-    P prompts, n responses each, R of which are still being written, K key heads. `slots` [R] says which they are:
-    slot i * n + j is response j to prompt i."""
+    There are P prompts, n responses to each, and K key heads. R responses are still being written.
+    slots [R] says which ones: slot i * n + j is response j to prompt i."""
 
     def __init__(self, prompts: int, n: int, steps: int, device):
         self.shared, self.own = defaultdict(list), {}
         self.n, self.steps, self.slots = n, steps, torch.arange(prompts * n, device=device)
-        self.bias = self.length = None  # of the prompts that are being read; tokens in `own`
+        self.bias = self.length = None  # bias of the prompts in read(); number of tokens in `own`
 
     def tokens(self, layer) -> int:
-        """How many tokens a new one can see, itself included."""
+        """How many tokens a new token can see, itself included."""
         return sum(keys.shape[2] for keys, *_ in self.shared[layer]) + (self.length or 0) + 1
 
     def read(self, layer, query, key, value, scale):
-        """Attention of prompts, which become a part of the cache: query [P, heads, W, D] -> [P, heads, W, D]."""
+        """Add prompts to the cache and compute their attention: query [P, heads, W, D] -> [P, heads, W, D]."""
         keys, values, new = key, value, key.shape[2]
         for k, v, _ in self.shared[layer]:
             keys, values = (torch.cat([x.expand(len(key), -1, -1, -1), y], 2) for x, y in ((k, keys), (v, values)))
@@ -68,7 +68,7 @@ class Cache:
                                               enable_gqa=grouped)
 
     def write(self, layer, query, key, value, scale):
-        """Attention of one new token per response: query [R, heads, 1, D] -> [R, heads, 1, D]."""
+        """Add one new token per response and compute its attention: query [R, heads, 1, D] -> [R, heads, 1, D]."""
         rows, heads, _, size = key.shape
         if layer not in self.own:
             self.own[layer] = [key.new_empty(rows, heads, self.steps, size) for _ in range(2)]
@@ -86,8 +86,8 @@ class Cache:
         return out.view(query.shape)
 
     def joint(self, x, groups: int):
-        """[R, K, G, D] -> [groups, K, all rows of a group x G, D]: what goes to the same keys, side by side. Rows that
-        have ended leave gaps, if there is more than one group."""
+        """[R, K, G, D] -> [groups, K, all rows of a group x G, D]: the queries to the same keys, side by side.
+        If there are several groups, ended rows stay in as zeros."""
         if groups > 1 and len(x) < groups * self.n:
             x = x.new_zeros(groups * self.n, *x.shape[1:]).index_copy_(0, self.slots, x)
         return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3)
@@ -99,7 +99,7 @@ class Cache:
         return x if every == rows else x[self.slots]
 
     def keep(self, alive):
-        """Drop the responses outside alive [R], and prompts that have none left."""
+        """Keep the responses where alive [R] is True, and drop prompts without responses."""
         prompts, index = torch.unique(self.slots[alive] // self.n, return_inverse=True)
         self.slots = index * self.n + self.slots[alive] % self.n
         for layer, (*first, last) in self.shared.items():
@@ -109,22 +109,22 @@ class Cache:
 
 def cached_attention(module, query, key, value, attention_mask, scaling=None, cache=None, sliding_window=None,
                      softcap=None, s_aux=None, **kwargs):
-    """Attention from new tokens to all tokens in a Cache, to which the new ones are added: query [R, heads, new, D];
-    key, value [R, KV heads, new, D]; returns [R, new, heads, D] and no weights. Registered with transformers, which
-    calls it in every layer. Raises ValueError for what it can't compute."""
+    """Add new tokens to a Cache, and compute their attention to all tokens in it. query [R, heads, new, D], key and
+    value [R, KV heads, new, D] -> ([R, new, heads, D], None). transformers calls this in every layer.
+    Raises ValueError if it can't compute a model's attention."""
     refuse_attention(softcap, s_aux, cache.tokens(module.layer_idx) + key.shape[2] - 1, sliding_window)
     attend = cache.read if cache.length is None else cache.write
     return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register("cached", cached_attention)
-AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)  # transformers need not build a mask
+AttentionMaskInterface.register("cached", lambda *args, **kwargs: None)  # no mask is needed
 
 
 # ------------------------------------------------------------------------------------------------ drawing a token
 def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities p [R, V] with 0 for every token outside the nucleus: the smallest set of most likely tokens whose
-    probabilities sum to top_p or more (top_p 0: the most likely token alone). Not renormalised. arXiv 1904.09751."""
+    """Probabilities p [R, V] -> [R, V], with 0 for every token outside the nucleus. They are not renormalised.
+    Nucleus: the fewest most likely tokens with a sum of at least top_p (0: only the first). arXiv 1904.09751."""
     mass, order = torch.sort(p, dim=-1, descending=True, stable=True)
     mass_before = mass.cumsum(-1) - mass
     kept = mass_before < max(top_p, 1e-9)
@@ -132,8 +132,8 @@ def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def search(mass: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inverse CDF: the entry of each row of mass [R, M], not normalised, in which the share u [R, 1], float64 below
-    1, of the row's sum lies, int64 [R, 1]; and which share of that entry lies below that point, [R, 1]."""
+    """The inverse CDF of each row: mass [R, M], not normalised, and u [R, 1] in [0, 1), float64 -> (entry, rest).
+    entry [R, 1], int64: the cumulative sum reaches the point u * sum here. rest [R, 1]: how far into it, 0..1."""
     cdf = mass.cumsum(-1, dtype=torch.float64)
     point = u.clamp(max=1 - 2**-52) * cdf[:, -1:]
     entry = torch.searchsorted(cdf, point, right=True)
@@ -142,9 +142,9 @@ def search(mass: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def draw(logits: torch.Tensor, u: torch.Tensor, top_p: float = 1.0):
-    """A token from each row of logits [R, V] in fp32, which are overwritten, by the uniform numbers u [R, 1], float64;
-    its logprob, and the entropy of the row in nats: each [R]. The inverse CDF is searched in two levels, first among
-    blocks of tokens, then within one: sums in float64 over a whole vocabulary would take much of the time."""
+    """Logits [R, V] in fp32 and uniform numbers u [R, 1] in float64 -> a token per row, its logprob, and the entropy of
+    the row in nats, each [R]. Overwrites the logits. The inverse CDF first finds a block of tokens, then the token in
+    it, because float64 sums over the whole vocabulary would be slow."""
     rows, vocab = logits.shape
     width = 2 ** (vocab.bit_length() // 2)
     p = logits.new_empty(rows, math.ceil(vocab / width) * width)
@@ -166,17 +166,17 @@ def draw(logits: torch.Tensor, u: torch.Tensor, top_p: float = 1.0):
 
 # ------------------------------------------------------------------------------------------------ plain torch
 class TorchSampler:
-    """Decoding in plain torch with a KV cache, for machines without vLLM. It has its own copy of the model, to which
-    sync() copies the policy's weights.
+    """Decoding in plain torch with a KV cache, for machines without vLLM. It has its own copy of the model, and sync()
+    copies the policy's weights into it.
 
-    Every response draws from its own random stream, one uniform per token, by the inverse CDF. So a response depends
-    neither on its batch nor on the number of processes. In fp32 its logprobs equal the trainer's, then `exact` is True.
-    eos: ids of the tokens that end a response. cache_tokens: how many tokens the KV cache may hold."""
+    Every response has its own random stream, with one uniform number per token. So its batch and the number of
+    processes make no difference. `exact` is True in fp32: there the logprobs equal the trainer's.
+    eos: ids of the tokens that end a response. cache_tokens: the most tokens in the KV cache."""
 
     stale = True
 
     def __init__(self, policy, eos: set[int], cache_tokens: int = 2**17):
-        config = copy.deepcopy(policy.lm.config)  # a copy, because the config holds the name of the attention function
+        config = copy.deepcopy(policy.lm.config)  # a copy: from_config writes the attention's name into it
         self.lm = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="cached").eval()
         self.lm.to(policy.device)
         self.exact = policy.dtype == torch.float32
@@ -185,7 +185,7 @@ class TorchSampler:
 
     @torch.no_grad()
     def sync(self, policy):
-        """Take over the policy's weights, tensor by tensor."""
+        """Copy the policy's weights, tensor by tensor."""
         mine = dict(self.lm.named_parameters())
         for name, tensor in policy.weights():
             mine[name].copy_(tensor)
@@ -197,12 +197,12 @@ class TorchSampler:
     rest = wake = sleep
 
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
-        """n responses to each of P prompts (arrays of token ids), at most max_new_tokens long. The numbers [P] of the
-        prompts in the run and the seed choose the random streams. Temperature 0 is greedy.
+        """Sample n responses to each of P prompts (arrays of token ids), at most max_new_tokens long. The random
+        streams depend on the seed and on the prompts' numbers in the run, numbers [P]. Temperature 0 is greedy.
 
-        Returns a list of P * n tuples (ids with the end token, logprobs, entropies in nats, finished: whether it ends
-        with an end token), the n of a prompt together. Logprobs and entropies are those of the whole distribution at
-        this temperature, even where top_p cuts tokens off."""
+        Returns a list of P * n tuples (ids, logprobs, entropies in nats, finished), the n of a prompt together.
+        ids include the end token. finished: the response ends with an end token. Logprobs and entropies are those of
+        the whole distribution at this temperature, before top_p."""
         longest = max(map(len, prompts), default=0) + n * max_new_tokens
         size = max(1, self.cache_tokens // longest)  # prompts that fit into the cache together
         responses = []
@@ -213,7 +213,7 @@ class TorchSampler:
         return responses
 
     def _draw(self, hidden, u, temperature, top_p):
-        """draw() from hidden states [R, hidden], as many at a time as keep the logits small."""
+        """draw() from hidden states [R, hidden], a few rows at a time to keep the logits small."""
         parts, size = [], max(1, self.chunk_logits // self.lm.config.vocab_size)
         for x, y in zip(hidden.split(size), u.split(size)):
             logits = logits_of(self.lm, x)[:, : self.vocab].float()
@@ -222,16 +222,16 @@ class TorchSampler:
 
     @torch.inference_mode()
     def _decode(self, prompts, n, keys, steps, temperature, top_p, done):
-        """sample() for as many prompts as fit into the cache: keys uint64 [P * n], at most `steps` new tokens. Calls
-        done() with the tokens that each pass has brought; a response that ends brings all that it could have had."""
+        """sample() for prompts that fit into the cache together. keys: uint64 [P * n]. At most `steps` new tokens.
+        Each pass tells done() how many tokens are finished. A response that ends finishes all of its `steps` tokens."""
         device, cache = self.eos.device, Cache(len(prompts), n, steps, self.eos.device)
         send = lambda x: torch.from_numpy(x).to(device)
 
         def states(ids, positions):
-            """The hidden states [R, new, hidden] of new tokens, ids [R, new], which go into the cache."""
+            """Add new tokens, ids [R, new], to the cache. Returns their hidden states [R, new, hidden]."""
             return self.lm.base_model(input_ids=ids, position_ids=positions, cache=cache, use_cache=False)[0]
 
-        # Prefill: what all prompts begin with, if that is worth a pass; then the rest of each, padded on the right.
+        # Prefill: first the start that all prompts share, if any. Then the rest of each prompt, padded on the right.
         lengths = np.array([len(prompt) for prompt in prompts])
         width, common = lengths.max(), shared_start(prompts)
         ids = np.stack([np.pad(prompt, (0, width - len(prompt))) for prompt in prompts])
@@ -243,14 +243,14 @@ class TorchSampler:
         pads = columns[common:] >= lengths[:, None]
         cache.bias = cache.bias.expand(pads.shape).masked_fill(pads, -math.inf)[:, None, None]
         hidden = states(ids[:, common:], columns[None, common:])[torch.arange(len(ids)), lengths - 1 - common]
-        # Decode, from here on a row per response. rows[r]: the response that row r of the cache belongs to; rows of
-        # responses that have ended are dropped.
+        # Decode: from here on there is one row per response. rows[r] is the response in row r of the cache.
+        # Rows of ended responses are dropped.
         hidden, start = (x.repeat_interleave(n, 0) for x in (hidden, lengths))
         rows = torch.arange(len(keys), device=device)
         tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
         logprobs, entropies = torch.zeros(2, len(rows), steps, device=device)
         lengths = torch.full_like(rows, steps)
-        share, expected = top_p if temperature else 0.0, len(rows) * steps  # greedy: the most likely token alone
+        share, expected = top_p if temperature else 0.0, len(rows) * steps  # greedy: only the most likely token
         for t in range(steps):
             u = send(uniforms(keys, t))[rows, None]
             token, logprobs[rows, t], entropies[rows, t] = self._draw(hidden, u, temperature, share)
@@ -263,7 +263,7 @@ class TorchSampler:
             expected = left
             if not left:
                 break
-            if t % 4 == 3 and alive.float().mean() < 0.9:  # drop ended rows; not at once, because it copies the cache
+            if t % 4 == 3 and alive.float().mean() < 0.9:  # drop ended rows, but not often: it copies the cache
                 rows, start, token = (x[alive] for x in (rows, start, token))
                 cache.keep(alive)
             cache.length = t
@@ -275,38 +275,38 @@ class TorchSampler:
 
 
 def choose_sampler(cfg):
-    """The sampler that --sampler asks for, as a function (policy, eos) -> sampler. Both this function and the one that
-    it returns raise ValueError, one line. auto: vLLM if it is installed and there is a GPU, else plain torch."""
+    """The sampler that --sampler names, as a function (policy, eos) -> sampler. auto: vLLM if it is installed and there
+    is a GPU, else plain torch. This function and the returned one raise ValueError, one line."""
     name, gpu = cfg.sampler, torch.cuda.is_available()
     if name == "auto":
         name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
         if gpu and name == "hf":
-            say("WARNING: sampling on this GPU will be slow, for vLLM is missing: pip install -r requirements.txt")
+            say("WARNING: vLLM is missing, so sampling on this GPU will be slow: pip install -r requirements.txt")
     if name == "hf":
         return TorchSampler
     from core.vllm_sampler import VLLMSampler  # here, because that file needs this one
 
-    VLLMSampler.load()  # a bad installation is reported now, not after the policy has been loaded
+    VLLMSampler.load()  # report a bad installation before the policy is loaded
     return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)
 
 
 def new_sampler(cfg, policy, tokenizer):
-    """The sampler for the policy that --sampler asks for. It stops at the end tokens that the model's generation config
-    and the tokenizer name."""
+    """The policy's sampler, as --sampler names it. It stops at the end tokens of the model's generation config and of
+    the tokenizer."""
     with bad_input():
         return choose_sampler(cfg)(policy, end_tokens(policy.lm.generation_config, tokenizer))
 
 
 def sampler_of(run, model: str, flag: str):
-    """A sampler of another model than the policy, such as a teacher. flag: its name. fail() if its tokens differ."""
+    """A sampler of another model, such as a teacher. flag: the flag that names it. fail() if its tokens differ."""
     cfg = run.cfg
     source, _, tokenizer = find_model(model, flag)
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():
-        fail(f"--{flag} {model}: its tokenizer is not that of {cfg.model}; distil within a model family")
-    weights = run.new_model(source, flag=flag, offload=True)  # needed once
+        fail(f"--{flag} {model}: its tokens differ from those of {cfg.model}; use a model of the same family")
+    weights = run.new_model(source, flag=flag, offload=True)  # used once
     sampler = new_sampler(cfg, weights, tokenizer)
     sampler.sync(weights)
     sampler.rest()
-    cfg.sampler = "hf"  # for the policy's evaluations: vLLM has one engine per process
+    cfg.sampler = "hf"  # for the policy's evaluation: a process can have only one vLLM engine
     return sampler

@@ -1,10 +1,10 @@
-"""Random streams: each response draws from its own, whatever batch or process it is in."""
+"""Random streams: each response has its own, so its batch and its process make no difference."""
 
 import numpy as np
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """A well-mixed hash of each number, uint64 -> uint64 of the same shape: splitmix64 (Steele, Lea and Flood 2014)."""
+    """Hash each number, uint64 -> uint64 of the same shape: splitmix64 (Steele, Lea and Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -12,8 +12,8 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def streams(seed: int, numbers: list[int], n: int) -> np.ndarray:
-    """The key of each response's random stream, uint64 [P * n], the n of a prompt together: a hash of the seed, the
-    number of the prompt in the run, numbers [P], and the index of the response among the n of its prompt."""
+    """The key of each response's random stream, uint64 [P * n], the n of a prompt together. It is a hash of the seed,
+    the prompt's number in the run (numbers [P]), and the response's index among the n of its prompt."""
     prompt_keys = mix(mix(np.array([seed], np.uint64)) + np.array(numbers, np.uint64))
     return mix(prompt_keys[:, None] + np.arange(n, dtype=np.uint64)).ravel()
 

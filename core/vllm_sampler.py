@@ -1,4 +1,4 @@
-"""vLLM's engine as a sampler, see sampler.py. Everything that touches vLLM is in this file."""
+"""vLLM's engine as a sampler, see sampler.py. Only this file uses vLLM."""
 
 import atexit
 import functools
@@ -17,7 +17,7 @@ from core.streams import streams
 
 
 class LateBar(tqdm):
-    """A progress bar that stays hidden for the first `delay` seconds, although vLLM forces it to refresh."""
+    """A progress bar that is hidden for the first `delay` seconds, even when vLLM refreshes it."""
 
     def refresh(self, *args, **kwargs):
         if self.format_dict["elapsed"] > self.delay:
@@ -25,28 +25,28 @@ class LateBar(tqdm):
 
 
 def engine_share(free: int, total: int, parameters: int, table: int, tp: int) -> float:
-    """The share of a GPU's `total` bytes that an engine may take when `free` bytes are left beside the trainer's state.
+    """The share of a GPU's `total` bytes for an engine. `free` bytes are left beside the trainer's state.
 
-    A tenth of them goes to CUDA, NCCL and fragments, and 2 bytes for each entry of the largest tensor, the `table`, to
-    the push of the weights. Activations and gradients need no room, because the engine sleeps while they exist. Raises
-    ValueError where its weights (bf16, split over tp GPUs), an eighth of them for what it computes, and 1 GB of KV
-    cache do not fit."""
+    A tenth of the free bytes is kept for CUDA, NCCL and fragments. sync() needs 2 bytes for each entry of the largest
+    tensor, the `table`. Activations and gradients need no room, because the engine sleeps while they exist.
+    Raises ValueError if the engine does not fit. It needs its weights (bf16, split over tp GPUs), an eighth of them
+    for its activations, and 1 GB of KV cache."""
     room, least = 0.9 * free - 2 * table, 2.25 * parameters / tp + 1e9
     if room < least:
         raise ValueError(f"the trainer leaves {free / 1e9:.1f} of a GPU's {total / 1e9:.1f} GB, and vLLM needs "
-                         f"{(least + 2 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), give --offload true, or "
-                         "take more GPUs")
+                         f"{(least + 2 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), set --offload true, or "
+                         "use more GPUs")
     return math.floor(1000 * room / total) / 1000
 
 
 class VLLMSampler:
-    """vLLM's engine inside this process; made for GPUs, but it runs on a CPU too. Only this class touches vLLM.
+    """vLLM's engine inside this process. It is made for GPUs, but it runs on a CPU too.
 
-    Each process has its own engine, or `tp` processes share one, for a model larger than a GPU; torchrun starts them.
-    vLLM gives no entropies: they are NaN until the trainer's pass fills them in. longest: most tokens of a prompt and
-    its response together. memory: share of a GPU's memory that the engine takes while it is awake (0: what the models
-    that are there leave, see engine_share). request_seeds: see sample(). Raises ValueError, one line, if vLLM can't be
-    used or can't start."""
+    Each process has its own engine, or `tp` processes share one, if the model is larger than a GPU.
+    vLLM returns no entropies: they are NaN until the trainer's pass fills them in.
+    longest: most tokens of a prompt and its response together. memory: the engine's share of a GPU's memory while it
+    is awake (0: as much as the trainer leaves, see engine_share). request_seeds: see sample().
+    Raises ValueError, one line, if vLLM can't be used or can't start."""
 
     exact, asleep, stale = False, False, True
     engines = []  # keeps every engine alive until the process ends, see __init__
@@ -54,9 +54,9 @@ class VLLMSampler:
 
     @classmethod
     def load(cls):
-        """Import vLLM: its classes LLM and SamplingParams, and its version. Raises ValueError, one line, if vLLM is
-        missing, broken or outside the tested versions."""
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine has to live in this process
+        """Import vLLM. Returns its classes LLM and SamplingParams, and its version. Raises ValueError, one line, if
+        vLLM is missing or broken, or if its version is not tested."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must run in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -78,17 +78,17 @@ class VLLMSampler:
     def __init__(self, policy, eos: set[int], longest: int, tp=1, memory=0.0, request_seeds=False):
         LLM, self.sampling_params, self.version = self.load()
         if world() % tp:
-            raise ValueError(f"--tp {tp}: it has to divide the number of processes, {world()}; start more by torchrun")
+            raise ValueError(f"--tp {tp}: must divide the number of processes, {world()}; start more with torchrun")
         self.cuda, self.tp, self.request_seeds = policy.device.type == "cuda", tp, request_seeds
         self.group = dist.new_subgroups(tp)[0] if tp > 1 else None
-        # Ids that the tokenizer lacks must never be sampled, so the engine's model gets a vocabulary without them.
+        # Never sample ids that the tokenizer lacks: the engine's model has a smaller vocabulary, without them.
         size = policy.lm.config.vocab_size
         self.vocab = min(policy.vocab or size, size)
         self.eos = sorted(token for token in eos if token < self.vocab)
         memory = memory or (self._share(policy) if self.cuda else 0.5)
-        # vLLM sets one thread, or on CPUs replaces torch.set_num_threads, though an offloaded optimizer needs all
-        # threads; and it patches a model class of transformers if it runs that class, having no version of its own.
-        # All is restored after the start.
+        # vLLM changes global state; all of it is restored after the start. It sets one thread, or on CPUs replaces
+        # torch.set_num_threads, but an offloaded optimizer needs all threads. And if it has no version of a model, it
+        # runs the one of transformers and patches its class.
         threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
         model_class = type(policy.lm.base_model)
         model_init = model_class.__init__
@@ -96,7 +96,7 @@ class VLLMSampler:
             self.llm = LLM(
                 policy.lm.name_or_path, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm",
                 hf_overrides=dict(vocab_size=self.vocab), dtype=policy.dtype, max_model_len=longest,
-                logprobs_mode="processed_logprobs",  # at the sampling temperature, as the trainer's
+                logprobs_mode="processed_logprobs",  # at the sampling temperature, like the trainer's
                 distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
                 tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
                 enforce_eager=not self.cuda)
@@ -110,14 +110,14 @@ class VLLMSampler:
             if model_class.__init__ is not model_init:
                 model_class.__init__ = model_init
                 del model_class.__call__
-        # An engine that ends destroys all process groups, the trainer's too: it has to live as long as the process.
+        # When an engine ends, it destroys all process groups, the trainer's too. So keep it until the process ends.
         self.engines.append(self.llm)
         if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
             atexit.unregister(dist.destroy_process_group)
         say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
 
     def _share(self, policy) -> float:
-        """The smallest engine_share of all GPUs."""
+        """The smallest engine_share() of all GPUs."""
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         parameters, table = sum(p.numel() for p in policy.lm.parameters()), policy.lm.get_input_embeddings().weight
@@ -125,8 +125,8 @@ class VLLMSampler:
         return all_reduce(torch.tensor(share, dtype=torch.float64), dist.ReduceOp.MIN).item()
 
     def _weights(self, policy):
-        """The policy's weights as (name, tensor), as a checkpoint has them. A table that embedding and head share comes
-        under both names, because vLLM may keep two copies of it."""
+        """The policy's weights as pairs (name, tensor), with the names of a checkpoint. If embedding and head share a
+        table, it is there under both names, because vLLM may keep two copies of it."""
         ends = policy.lm.get_input_embeddings(), policy.lm.get_output_embeddings()
         tables = [f"{name}.weight" for name, module in policy.lm.named_modules() if module in ends]
         for name, tensor in policy.weights():
@@ -134,40 +134,40 @@ class VLLMSampler:
             yield from [(each, tensor[: self.vocab] if name in tables else tensor) for each in names]
 
     def sync(self, policy):
-        """Push the policy's weights, tensor by tensor. On a GPU this also wakes the engine, in the order that needs the
-        least memory: room for the weights, the weights, room for the KV cache."""
+        """Copy the policy's weights to the engine, tensor by tensor. On a GPU this also wakes it. The order needs the
+        least memory: first room for the weights, then the weights, then room for the KV cache."""
         self.wake(["weights"])
-        # Without weights_iterator vLLM would read the model's files again, and sample from the base model ever after.
+        # Without weights_iterator, vLLM would read the model's files again, and always sample from the base model.
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=self._weights(policy)))
         self.wake(["kv_cache"])
-        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
+        self.llm.reset_prefix_cache()  # its keys and values are from the old weights
         self.stale = False
 
     def sleep(self, level: int = 2):
-        """Give the engine's GPU memory back, weights and KV cache; sync() has to come before the next sample()."""
+        """Free the engine's GPU memory, weights and KV cache. Call sync() before the next sample()."""
         if self.cuda and not self.asleep:
             self.llm.sleep(level=level)
             self.asleep, self.stale = True, level == 2
 
     def rest(self):
-        """Sleep with the weights on the host; wake() has to come before the next sample()."""
+        """Sleep with the weights in the host's memory. Call wake() before the next sample()."""
         self.sleep(level=1)
 
     def wake(self, parts=("weights", "kv_cache")):
-        """The end of rest(): memory for these parts of a sleeping engine, one after the other. torch's cached blocks go
-        first, because the engine can't use them."""
+        """End rest(): allocate these parts of a sleeping engine again, one after the other. Before each part torch
+        frees its cached blocks, because the engine can't use them."""
         for part in parts if self.asleep else ():
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=[part])
             self.asleep = part != "kv_cache"
 
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
-        """As TorchSampler.sample, with three differences. The entropies are NaN. Logprobs are those of the tokens that
-        top_p leaves. An engine draws all its responses from one stream, keyed by the seed and the number of its first
-        prompt, so that responses depend on how many engines there are; with request_seeds each response has its own
-        stream, which makes decoding slower."""
+        """Like TorchSampler.sample, with three differences. Entropies are NaN. Logprobs are normalised over the tokens
+        that top_p leaves. An engine draws all its responses from one stream, whose key is the seed and the number of
+        its first prompt, so the number of engines changes the responses. With request_seeds each response has its
+        own stream, but decoding is slower."""
         requests, first = list(zip(prompts, numbers)), 0
-        if self.tp > 1:  # the processes that share an engine submit the same requests; `first` is this process's first
+        if self.tp > 1:  # processes that share an engine all submit the same requests; `first` is this process's first
             parts = [None] * self.tp
             dist.all_gather_object(parts, requests, group=self.group)
             first = sum(map(len, parts[: rank() % self.tp]))
@@ -175,17 +175,17 @@ class VLLMSampler:
         if not requests:
             return []
         keys = (streams(seed, [number for _, number in requests], 1) >> np.uint64(2)).tolist()  # fit a signed int64
-        copies = 1 if temperature else n  # greedy responses are all the same: vLLM writes one, which is then repeated
+        copies = 1 if temperature else n  # greedy responses are all the same: sample one, repeat it
         params = [self.sampling_params(
             n=n // copies, temperature=temperature, top_p=top_p, top_k=0, max_tokens=max_new_tokens,
             stop_token_ids=self.eos, ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
             seed=key if self.request_seeds else None) for key in keys]
         inputs = [dict(prompt_token_ids=prompt.tolist()) for prompt, _ in requests]
-        # The engine draws from torch's generators, but the algorithms' draws must stay the same on all ranks.
+        # The engine uses torch's generators. Restore them after it: the algorithms must draw the same on all ranks.
         with torch.random.fork_rng([torch.cuda.current_device()] if self.cuda else []):
             torch.manual_seed(keys[0])
             np.random.seed(keys[0] % 2**32)
-            bar = functools.partial(LateBar, **bar_style())  # vLLM divides by the time that it tells
+            bar = functools.partial(LateBar, **bar_style())  # vLLM divides by the bar's elapsed time
             outputs = self.llm.generate(inputs, params, use_tqdm=not quiet and bar)
         responses = []
         for request in outputs[first : first + len(prompts)]:

@@ -7,7 +7,7 @@
     python -m lab 1 3 --model qwen2.5-math-1.5b --data numina-math --launcher "torchrun --nproc-per-node 8"
 
 The heart is two tables in claims.py. SETTINGS are command lines of our own scripts. CLAIMS are what the papers say:
-which quantities tell, one number per seed, and where their means have to be for the claim to hold. A verdict comes from
-95 % intervals over seeds (report.judge). It is `holds` if they are where the claim says, `fails` if one is elsewhere,
-and else `undecided`. Settings and criteria were fixed before the seeds of the report were run.
+what to measure in each seed, and where the mean over seeds has to be. The verdict comes from the 95 % interval of that
+mean (report.judge): `holds` if it is where the claim says, `fails` if it is elsewhere, else `undecided`. All settings
+and criteria were fixed before we ran the seeds of the report.
 """

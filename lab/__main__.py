@@ -41,7 +41,7 @@ def main():
         runs = Experiments(settings, file, out.resolve(), args.launcher)
     asked = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
     names = [name for claim in asked for name in report.needs(claim)]
-    if asked == CLAIMS:  # then those as well that only a figure shows; what others build on is built as needed
+    if asked == CLAIMS:  # also the settings that only a figure shows; to_do() adds the worlds that they need
         names = [name for name, text in settings.items() if "worlds.py" not in text.split()[0]]
     todo = runs.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings])
     signal.signal(signal.SIGTERM, signal.default_int_handler)

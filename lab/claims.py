@@ -13,12 +13,12 @@ import grpo
 import reinforce_rej
 from core.minibatches import token_weights
 from lab.experiments import (accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
-                              only, passed, scatter, scatter_of_means, slope, to_python)
+                              only, pass_at, scatter, scatter_of_means, slope, to_python)
 
 # ============================================================================================== the two tables
-# Words in capitals stand for flags that depend on the model, see flags(): WIDE trains on problems of which the base
-# solves a quarter, some never; PLAIN on those of which it solves half. Both make 8 updates per rollout, so that the
-# policy moves away from the one that sampled, and ratio and clip matter.
+# Words in capitals stand for flags that depend on the model: see flags().
+# WIDE trains on problems of which the base solves a quarter, and some of them never. On PLAIN it solves half.
+# Both make 8 updates per rollout: the policy moves away from the one that sampled, so ratio and clip matter.
 SETTINGS = {
     # the algorithms, on WIDE
     "raft": "raft.py WIDE",
@@ -39,7 +39,7 @@ SETTINGS = {
     "reinforce_pp": "reinforce_rej.py WIDE --reject none --baseline batch --normalize batch",
     "ppo": "ppo.py WIDE",
     "dpo": "iterative_dpo.py WIDE --steps 10 --prompts_per_step 128 --lr 3e-5",
-    # evaluations with 256 samples per problem, and what builds on them
+    # evaluations with 256 samples per problem, and the runs that use them
     "base_256": "eval.py AT256 --model BASE",
     "third_256": "eval.py AT256 --model {grpo}/STEP1",
     "two_thirds_256": "eval.py AT256 --model {grpo}/STEP2",
@@ -55,7 +55,7 @@ SETTINGS = {
     "no_template": "eval.py AT4 --model BASE --template none",
     "half": "eval.py AT4 --model BASE --max_new_tokens HALF",
     "quarter": "eval.py AT4 --model BASE --max_new_tokens QUARTER",
-    # spurious rewards, on PLAIN: the base whose python style is the better one, and the one where it is the worse
+    # spurious rewards, on PLAIN: `good` is a base whose python style is the better one, `bad` one where it is worse
     "true_good": "grpo.py PLAIN",
     "vote_good": "grpo.py PLAIN --reward majority_fixed VOTES",
     "incorrect_good": "grpo.py PLAIN --reward incorrect VOTES",
@@ -71,7 +71,7 @@ SETTINGS = {
     "random_bad": "grpo.py PLAIN --model tiny-badcode --reward random:0.5",
     "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
     "one_example": "grpo.py PLAIN --limit 1",
-    # priming, then RL on a miniature Countdown; a base at several moments of its pretraining (seeds: the base's)
+    # priming, then RL on a miniature Countdown
     "countdown": "lab/worlds.py countdown",
     "primed_right": "lab/worlds.py prime-right",
     "primed_wrong": "lab/worlds.py prime-wrong",
@@ -81,6 +81,7 @@ SETTINGS = {
     "search_wrong": "grpo.py COUNTDOWN --model {primed_wrong#0}/final",
     "search_direct": "grpo.py COUNTDOWN --model {primed_direct#0}/final",
     "search_dots": "grpo.py COUNTDOWN --model {primed_dots#0}/final",
+    # a base at several moments of its pretraining: here the seed is that of the base
     "checkpoints": "lab/worlds.py checkpoints",
     "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
     "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
@@ -92,7 +93,7 @@ SETTINGS = {
 
 
 def flags(model: str, data: str, steps: int) -> dict[str, str]:
-    """What the words in capitals stand for."""
+    """{word in capitals: the flags it stands for}."""
     steps = steps or (30 if model == "tiny" else 300)
     world = f"--model {model} --steps {steps} --updates_per_step 8 --reference true"
     words = dict(BASE=model, THIRD=steps // 3, STEP1=f"step_{steps // 3:06d}", STEP2=f"step_{steps // 3 * 2:06d}")
@@ -112,28 +113,30 @@ def flags(model: str, data: str, steps: int) -> dict[str, str]:
 
 
 def command_lines(model: str, data: str, steps: int) -> dict[str, str]:
-    """SETTINGS with the words in capitals replaced; for another model those without the built-in world."""
+    """SETTINGS with flags in place of the words in capitals. Another model skips those that need the built-in world."""
     words = flags(model, data, steps)
-    written = lambda text: re.sub(r"\b[A-Z]+[0-9]*\b", lambda word: str(words.get(word[0], word[0])), text)
+    fill_in = lambda text: re.sub(r"\b[A-Z]+[0-9]*\b", lambda word: str(words.get(word[0], word[0])), text)
     built_in = "" if model == "tiny" else "tiny|worlds|teacher|distilled|COUNTDOWN|REFLECT"
-    return {name: written(text) for name, text in SETTINGS.items() if not (built_in and re.search(built_in, text))}
+    return {name: fill_in(text) for name, text in SETTINGS.items() if not (built_in and re.search(built_in, text))}
 
 
 # ================================================================================================ what is claimed
 class Claim(NamedTuple):
-    """A claim, and the parts that must all hold. A part is (what is measured, where its mean has to lie, the function
-    that measures it in one seed: its parameters are the settings whose records it gets, or `seed`)."""
+    """A claim, and its parts, which must all hold.
+
+    A part is (what is measured, where the mean has to be, the function that measures it in one seed). The parameters
+    of that function are names of settings, whose records it gets, or `seed`."""
 
     number: int
     paper: str
     source: str
     text: str
     parts: list[tuple[str, str, Callable]]
-    differs: str = ""  # from the paper's experiment, besides model, problems and size
+    differs: str = ""  # how this differs from the paper's experiment, besides model, problems and size
 
 
 def weight_on_wrong(reward: float) -> float:
-    """The largest gradient on a token of a wrong response in Reinforce-Rej, if its reward is this (right ones: 1)."""
+    """Reinforce-Rej's largest gradient on a token of a wrong response. Rewards: right ones 1, wrong ones `reward`."""
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
     cfg, new = reinforce_rej.Config(), torch.zeros(2, 4, requires_grad=True)
     adv = torch.where(rewards > 0, 1, reward)
@@ -142,14 +145,16 @@ def weight_on_wrong(reward: float) -> float:
 
 
 def weight_ratio(norm: str) -> float:
-    """The weight of a token in a response of 10 tokens, over that of a token in one of 40, under this loss_norm."""
+    """The weight of a token in a response of 10 tokens, divided by that in a response of 40, with this loss_norm."""
     weights = token_weights([10, 40], norm, 64)
     return float(weights[0] / weights[-1])
 
 
 def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
-    """How random rewards move a policy that is no longer the one that sampled (a softmax over 8 tokens, responses of
-    one token): the mean step of GRPO along the way back, in its standard errors over groups (arXiv 2506.10947)."""
+    """How far random rewards push a policy back to the one that sampled (arXiv 2506.10947).
+
+    The policy is a softmax over 8 tokens, and a response is one token. It has moved since it sampled; GRPO's mean step
+    along the way back is measured in its standard errors over groups."""
     generator = torch.Generator().manual_seed(seed)
     old = torch.randn(8, generator=generator)
     way_back = 0.5 * torch.randn(8, generator=generator)
@@ -234,12 +239,12 @@ CLAIMS = [
         ("accuracy, full - half length", "> 0", lambda base_chat, half: accuracy(base_chat) - accuracy(half)),
         ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))]),
     Claim(17, "limit", "figure 2", "RL is better at pass@1 and worse at pass@256", [
-        ("pass@1, GRPO - base", "> 0", lambda grpo_256, base_256: passed(grpo_256, 1) - passed(base_256, 1)),
-        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))]),
+        ("pass@1, GRPO - base", "> 0", lambda grpo_256, base_256: pass_at(grpo_256, 1) - pass_at(base_256, 1)),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))]),
     Claim(18, "limit", "figure 7", "as training goes on pass@1 rises and pass@256 falls", [
-        ("pass@1, end - a third", "> 0", lambda grpo_256, third_256: passed(grpo_256, 1) - passed(third_256, 1)),
+        ("pass@1, end - a third", "> 0", lambda grpo_256, third_256: pass_at(grpo_256, 1) - pass_at(third_256, 1)),
         ("pass@256, end - a third", "< 0",
-         lambda grpo_256, third_256: passed(grpo_256, 256) - passed(third_256, 256))]),
+         lambda grpo_256, third_256: pass_at(grpo_256, 256) - pass_at(third_256, 256))]),
     Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
         ("share of RL's solved problems that the base does not solve", "< 0.05",
          lambda base_256, grpo_256: only(base_256, grpo_256)),
@@ -257,17 +262,17 @@ CLAIMS = [
         "medians over 16 responses to each of 48 problems"),
     Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
         ("pass@256, distilled - base", "> 0",
-         lambda distilled_256, base_256: passed(distilled_256, 256) - passed(base_256, 256)),
-        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: passed(grpo_256, 256) - passed(base_256, 256))],
+         lambda distilled_256, base_256: pass_at(distilled_256, 256) - pass_at(base_256, 256)),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))],
         "the teacher is our base, taught on solutions without errors; rejection sampling from it"),
     Claim(23, "limit", "figure 8", "algorithms differ little, measured by what the base could still give", [
         ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.25",
          lambda base_256, grpo, rloo, reinforce_pp, ppo: np.ptp([last(run) for run in (grpo, rloo, reinforce_pp, ppo)])
-         / (passed(base_256, 256) - last(grpo)))],
+         / (pass_at(base_256, 256) - last(grpo)))],
         "GRPO, RLOO, Reinforce++, PPO; ReMax is not in this project"),
     Claim(24, "limit", "section 4", "a KL penalty of 0.001 leaves pass@1 and lowers pass@k at large k", [
         ("final accuracy, with - without", "within 0.02", lambda grpo_kl, grpo: last(grpo_kl) - last(grpo)),
-        ("pass@256, with - without", "< 0", lambda kl_256, grpo_256: passed(kl_256, 256) - passed(grpo_256, 256))]),
+        ("pass@256, with - without", "< 0", lambda kl_256, grpo_256: pass_at(kl_256, 256) - pass_at(grpo_256, 256))]),
     Claim(25, "spurious", "figures 11, 13", "clipped random rewards push a model towards what it does anyway", [
         ("share of python, gained with clip", "> 0", lambda random_good: gain(random_good, "python")),
         ("entropy, last third - first third, with clip", "< 0",

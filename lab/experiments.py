@@ -1,9 +1,10 @@
-"""Experiments: runs of the project's own scripts, each a process of its own, and the numbers that are kept of them.
+"""Experiments: run the project's own scripts, keep a few numbers of each run, and measure with these numbers.
 
-A setting is the command line of a script without --seed and --out. `{grpo}` in it stands for the folder of that
-setting's run with the same seed, `{teacher#0}` for the one with seed 0; these runs have to come first. The numbers of
-all finished runs are in one file, {"SETTING/SEED": record}; their folders, with models and logs, are needed only by
-later runs that build on them."""
+A setting is the command line of a script, without --seed and --out. `{grpo}` in it is the folder of another run: of
+setting grpo, with the same seed. `{teacher#0}` is the one with seed 0. Those runs come first.
+
+The file of results has one record per finished run, {"SETTING/SEED": record}. The folder of a run, with models and
+logs, is only needed by later runs that build on it."""
 
 import ctypes
 import json
@@ -22,24 +23,29 @@ import numpy as np
 from tqdm import tqdm
 
 from core.config import ROOT
+from core.files import read_steps, write_whole
 from core.saved import read_responses
 from core.stats import count, mean_lengths, pass_at_k, transitions
 
 CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
-LAST_WORDS = 200  # characters of a failed run's log that are shown
+LAST_WORDS = 200  # characters that we show of the log of a run that failed
 REFERENCE = r"\{(\w+)(?:#(\d+))?\}"  # {SETTING} or {SETTING#SEED} in a command line
-GUESS = 60  # seconds that a run takes, as long as no other run of its setting has been timed
+GUESS = 60  # seconds per run, until one run of the setting has been timed
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
 def shorten(x):
-    """A number with the four digits that matter, which keeps the file of results small; None for None and NaN."""
+    """Four digits of a number, so that the file of results stays small. None and NaN are None."""
     return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
 
 
 def numbers(file) -> dict:
-    """What is kept of a .jsonl file of responses: shares in 0..1, lengths in tokens (of responses that were not cut
-    off), and how often a response mentions `wait` and rejects an attempt with `no`, as in the miniature Countdown."""
+    """What we keep of a .jsonl file of responses. Means over responses, as plain numbers:
+
+    accuracy, python, boxed, truncated, wait   shares in 0..1
+    rejected                                   how often a response says `no`, as searches in the miniature Countdown do
+    length_right, length_wrong                 tokens, of the responses that were not cut off
+    And two arrays [P, n] of 0 and 1: right, and uses_python."""
     saved = read_responses(file)
     right, texts = saved["correct"].astype(float), saved["response"]
     tokens, whole = saved["tokens"].astype(float), saved["finish"] != "length"
@@ -52,26 +58,29 @@ def numbers(file) -> dict:
 
 
 def pack(right) -> list[str]:
-    """Rows of 0 and 1, right [P, n], as hexadecimal numbers: four samples in a character."""
+    """right [P, n] of 0 and 1 -> one hexadecimal number per row, with four samples in a character."""
     return ["".join(f"{b:02x}" for b in np.packbits(row.astype(bool))) for row in right]
 
 
 def unpack(rows: list[str], n: int):
-    """The array [P, n] of 0 and 1 that pack() was given."""
+    """The inverse of pack(): rows, and n samples in each -> [P, n] of 0 and 1."""
     return np.stack([np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8))[:n] for row in rows])
 
 
 def digest(folder: Path) -> dict:
-    """What is kept of a finished run of a training script (curves, evaluations, how the strategies changed between the
-    first and the last one) or of eval.py (every single grade; medians of perplexities)."""
+    """What we keep of the folder of a finished run.
+
+    training         curves, evaluations, and how the strategies changed from the first to the last evaluation
+    eval.py          the numbers of its responses, and each grade
+    eval.py compare  the median perplexity of each model's responses"""
     if (folder / "metrics.jsonl").exists():
-        rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
-        columns = {name: [shorten(row[name]) for row in rows if row["step"]] for name in CURVES}
+        rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
+        columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
             evals.append(numbers(file) | dict(step=int(file.parent.name.removeprefix("step_"))))
         r = dict(curves={name: column for name, column in columns.items() if column and None not in column})
-        if r["curves"].get("reward") == r["curves"].get("accuracy"):
+        if r["curves"].get("reward") == r["curves"].get("accuracy"):  # then one of them is enough
             r["curves"].pop("reward", None)
         if evals:
             first, last = evals[0], evals[-1]
@@ -96,13 +105,11 @@ def read_results(file: Path) -> dict:
 
 
 def write_results(file: Path, results: dict):
-    """One record a line, in order, so that two files can be compared line by line; whole or not at all."""
+    """Write one record per line, in order, so that `diff` can compare two files."""
     order = sorted(results, key=lambda key: (key.split("/")[0], int(key.split("/")[1])))
     lines = [f"{json.dumps(key)}: {json.dumps(results[key], separators=(',', ':'))}" for key in order]
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    unfinished.replace(file)
+    write_whole(file, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 # ------------------------------------------------------------------------------------------------ what is measured
@@ -112,17 +119,17 @@ def accuracy(run):
 
 
 def last(run, key="accuracy"):
-    """A number of a training run's last evaluation on test problems."""
+    """A number of the last evaluation in a training run."""
     return run["evals"][-1][key]
 
 
 def gain(run, key="accuracy"):
-    """How much it has changed since before training."""
+    """How much a number of the evaluation changed: after training - before."""
     return last(run, key) - run["evals"][0][key]
 
 
 def mean(run, curve, start=0.0, end=1.0):
-    """The mean of a training curve over a part of the training."""
+    """The mean of a training curve from one share of the training to another, 0..1."""
     values = run["curves"][curve]
     return float(np.mean(values[round(start * len(values)) : round(end * len(values))]))
 
@@ -138,23 +145,23 @@ def late(run, curve):
 
 
 def grades(run):
-    """[P, n] of 0 and 1, of an evaluation."""
+    """The grades of an evaluation, [P, n] of 0 and 1."""
     return unpack(run["right"], run["samples"])
 
 
-def passed(run, k):
+def pass_at(run, k):
     """pass@k of an evaluation."""
     return float(pass_at_k(grades(run).sum(1), run["samples"])[:, k - 1].mean())
 
 
 def only(a, b):
-    """The share of b's solvable problems that a does not solve."""
+    """Of the problems that b solves at least once, the share that a never solves."""
     a, b = grades(a).any(1), grades(b).any(1)
     return float((b & ~a).sum() / max(1, b.sum()))
 
 
 def at(run, accuracy):
-    """The share of problems of exactly this accuracy, 0 or 1."""
+    """The share of problems with exactly this accuracy: 0, never solved, or 1, always."""
     return float((grades(run).mean(1) == accuracy).mean())
 
 
@@ -164,100 +171,108 @@ def slope(x, y):
 
 
 def scatter(run, m):
-    """The standard deviation of the accuracy on m problems over the samples, each of which stands for a seed; the mean
-    over disjoint sets of m problems."""
+    """How much the accuracy on m problems differs from seed to seed: a standard deviation.
+
+    Each sample stands for a seed. The result is the mean over disjoint sets of m problems."""
     right = grades(run)
     return np.mean([right[i : i + m].mean(0).std(ddof=1) for i in range(0, len(right) - m + 1, m)])
 
 
 def by_chance(run, m):
-    """What it would be by chance alone, if problem i is solved with chance p_i: sqrt(mean of p_i (1 - p_i) / m)."""
+    """What scatter() is by chance alone. If p_i is the chance to solve problem i: sqrt(mean of p_i (1 - p_i) / m)."""
     p = grades(run).mean(1)
     return math.sqrt((p * (1 - p)).mean() / m)
 
 
 def scatter_of_means(run, k, draws=4000):
-    """The standard deviation of the mean over k seeds, drawn from the samples, each of which stands for a seed."""
+    """The standard deviation of the mean accuracy of k seeds, on 30 problems. Each sample stands for a seed."""
     seeds, rng = grades(run)[:30].mean(0), np.random.default_rng(0)
     return rng.choice(seeds, (draws, k)).mean(1).std()
 
 
 def loss_by_format(run):
-    """What a base would gain before training if it boxed all its answers and was right in the same share of them."""
+    """The accuracy that the base loses by missing boxes: what it would gain if its unboxed answers were boxed, and as
+    often right as the others."""
     before = run["evals"][0]
     return before["accuracy"] * (1 / before["boxed"] - 1)
 
 
 def to_python(run):
-    """How much more words-to-python contributes to the gain than the largest of the other three transitions."""
+    """The contribution of "words to python" to the gain, minus the largest of the other three contributions."""
     cells = {name: cell["contribution"] for name, cell in run["transitions"].items()}
     return cells.pop("words to python") - max(cells.values())
 
 
 # ------------------------------------------------------------------------------------------------ running
 def die_with_parent():
-    """On Linux: ask for SIGTERM when the lab dies, so that a killed lab leaves no run behind that goes on writing."""
+    """On Linux: when the lab is killed, this process gets SIGTERM. Otherwise it would go on writing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class Experiments:
-    """Runs of a table of settings {name: command line}, in subfolders of `out`; their numbers go to `file`."""
+    """The runs of a table of settings, {name: command line}. A run is (setting, seed).
+
+    A run works in the folder out/SETTING/sSEED, and its numbers are added to `file`.
+    Raises OSError or ValueError if `file` cannot be read."""
 
     def __init__(self, settings: dict, file: Path, out: Path, launcher: str = ""):
         self.settings, self.file, self.out, self.launcher = settings, file, out, launcher
         self.results = read_results(file)
 
     def folder(self, run) -> Path:
+        """Where a run writes."""
         return self.out / run[0] / f"s{run[1]}"
 
-    def first(self, run) -> list[tuple]:
-        """The runs, (setting, seed), whose folders this one reads."""
+    def sources(self, run) -> list[tuple]:
+        """The runs whose folders this run reads."""
         found = re.findall(REFERENCE, self.settings[run[0]])
         return [(name, int(seed) if seed else run[1]) for name, seed in found]
 
-    def whole(self, name: str) -> str:
-        """A setting's command line, with those of the settings that it builds on in their places: if any of them
-        changes, so does this, and old runs no longer count."""
-        return re.sub(REFERENCE, lambda match: f"{{{self.whole(match[1])}}}", self.settings[name])
+    def full_line(self, name: str) -> str:
+        """The command line of a setting. In place of each {SETTING} is the full line of that setting.
 
-    def known(self, run) -> bool:
-        """Whether the numbers of this run are there, from the same command line."""
-        return self.results.get("/".join(map(str, run)), {}).get("command") == self.whole(run[0])
+        So a change in a setting changes the full line of all settings that build on it, and their old runs no longer
+        count."""
+        return re.sub(REFERENCE, lambda match: f"{{{self.full_line(match[1])}}}", self.settings[name])
 
-    def begun(self, run) -> str:
-        """The command line under which this run's folder was begun; "" if it was not."""
+    def has_numbers(self, run) -> bool:
+        """Whether the results have the numbers of this run, from today's full line."""
+        return self.results.get("/".join(map(str, run)), {}).get("command") == self.full_line(run[0])
+
+    def old_line(self, run) -> str:
+        """The full line with which the folder of this run was started. "" if there is none."""
         note = self.folder(run).with_suffix(".command")
         return note.read_text() if note.exists() else ""
 
-    def complete(self, run) -> bool:
-        """Whether this run's folder is there and finished, from the same command line."""
-        return (self.folder(run) / "finished").exists() and self.begun(run) == self.whole(run[0])
+    def has_folder(self, run) -> bool:
+        """Whether the folder of this run is there and finished, from today's full line."""
+        return (self.folder(run) / "finished").exists() and self.old_line(run) == self.full_line(run[0])
 
     def to_do(self, wanted: list[tuple]) -> list[tuple]:
-        """The runs that are missing for the wanted ones, those that others build on before them."""
+        """The runs that are missing. Each comes after the runs that it builds on."""
         todo = {}
 
         def add(run):
-            for other in self.first(run):
-                if not self.complete(other):
+            for other in self.sources(run):
+                if not self.has_folder(other):
                     add(other)
             todo[run] = None
 
         for run in wanted:
-            if not self.known(run):
+            if not self.has_numbers(run):
                 add(run)
         return list(todo)
 
     def seconds(self, todo: list[tuple]) -> float:
-        """How long these runs will take, one after another, going by earlier runs of the same settings."""
+        """An estimate for these runs, one after another: earlier runs of the same setting tell."""
         past = {}
         for key, record in self.results.items():
             past.setdefault(key.split("/")[0], []).append(record["seconds"])
         return sum(np.mean(past.get(name, [GUESS])) for name, _ in todo)
 
     def command(self, run) -> list[str]:
-        """A run's command line, for subprocess. Training goes on from the last checkpoint, if there is one."""
+        """The command of a run, for subprocess. If training was interrupted, it resumes."""
         place = lambda match: str(self.folder((match[1], match[2] or run[1])))
         script, *flags = shlex.split(re.sub(REFERENCE, place, self.settings[run[0]]))
         resume = ["--resume"] if (self.folder(run) / "metrics.jsonl").exists() else []
@@ -265,20 +280,19 @@ class Experiments:
         return [*start, str(ROOT / script), *flags, *resume, f"--seed={run[1]}", f"--out={self.folder(run)}"]
 
     def start(self, run, threads: int):
-        """The process of a run, which writes its output to sSEED.log beside its folder."""
+        """Start the process of a run. It prints to sSEED.log, beside the folder of the run."""
         folder = self.folder(run)
-        if self.begun(run) not in ("", self.whole(run[0])):
-            shutil.rmtree(folder, ignore_errors=True)  # begun under other settings
+        if self.old_line(run) not in ("", self.full_line(run[0])):
+            shutil.rmtree(folder, ignore_errors=True)  # of another command line
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.with_suffix(".command").write_text(self.whole(run[0]))
+        folder.with_suffix(".command").write_text(self.full_line(run[0]))
         with open(folder.with_suffix(".log"), "w") as log:
             return subprocess.Popen(self.command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
                                     preexec_fn=die_with_parent)
 
     def end(self, run, status: int, seconds: float) -> str:
-        """Keep the numbers of a run that has ended with an exit status; or why there are none, with its log's last
-        line."""
+        """Keep the numbers of a run that has ended -> "". If it has failed -> why, with the last line of its log."""
         folder = self.folder(run)
         try:
             if status:
@@ -290,14 +304,14 @@ class Experiments:
             log = folder.with_suffix(".log")
             last_line = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1]
             return f"{error}: {last_line[-LAST_WORDS:]} ({log})"
-        record = dict(command=self.whole(run[0]), seconds=round(seconds, 1)) | found
+        record = dict(command=self.full_line(run[0]), seconds=round(seconds, 1)) | found
         (folder / "finished").touch()
         self.results = read_results(self.file) | {"/".join(map(str, run)): record}
         write_results(self.file, self.results)
         return ""
 
     def run_all(self, todo: list[tuple], jobs: int) -> list[str]:
-        """Run what is to do, `jobs` at a time; a line for each run that failed or could not be tried."""
+        """Run them, `jobs` at a time -> one line for each run that failed, or that needs one that failed."""
         if todo:
             minutes = self.seconds(todo) / jobs / 60
             print(f"{len(todo)} runs are missing; {jobs} at a time they take about {minutes:.0f} minutes", flush=True)
@@ -306,10 +320,11 @@ class Experiments:
             with tqdm(total=len(todo), desc="runs", disable=None) as bar:
                 while waiting or running:
                     for run in list(waiting):
-                        before = [other for other in self.first(run) if not self.complete(other)]
-                        if lost := [other for other in before if other in failures]:
-                            failures[run] = f"needs {lost[0][0]} seed {lost[0][1]}"
-                        elif not before and len(running) < jobs:
+                        missing = [other for other in self.sources(run) if not self.has_folder(other)]
+                        failed = [other for other in missing if other in failures]
+                        if failed:
+                            failures[run] = f"needs {failed[0][0]} seed {failed[0][1]}"
+                        elif not missing and len(running) < jobs:
                             running[run] = self.start(run, threads), time.time()
                         if run in failures or run in running:
                             waiting.remove(run)
@@ -324,7 +339,7 @@ class Experiments:
                         elif bar.disable:  # no terminal: a line in place of the bar
                             print(f"{name}: {seconds:.0f} s", flush=True)
                     bar.update(len(todo) - len(waiting) - len(running) - bar.n)
-        finally:  # also on Ctrl-C and SIGTERM: training leaves with a checkpoint, eval.py with what is complete
+        finally:  # also on Ctrl-C and SIGTERM: training then writes a checkpoint, eval.py keeps what is complete
             for process, _ in running.values():
                 process.terminate()
             for process, _ in running.values():

@@ -7,20 +7,20 @@ from plot import LOOKS
 
 
 def draw_panels(panels, out):
-    """Draw panels side by side into the file `out`. A panel is (function that draws it, data, title, xlabel, ylabel);
-    without the date and the versions that a PNG usually holds, so that the same data give the same bytes."""
+    """Draw panels side by side into the file `out`. A panel is (function to draw it, data, title, xlabel, ylabel)."""
     figure = Figure(figsize=(5.2 * len(panels), 4.2), dpi=90, layout="constrained")
     for ax, (draw_one, data, title, xlabel, ylabel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         draw_one(ax, data)
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.25)
         ax.legend(fontsize=8)
-    figure.savefig(out, metadata={"Software": None})
+    figure.savefig(out, metadata={"Software": None})  # no version in it: the same data are the same bytes
 
 
 def draw_seeds(ax, lines):
-    """Lines with a band of one standard deviation over seeds, of {label: (x [K], values [seeds, K])}. x may also be
-    [seeds, K]: then both are averaged and there is no band."""
+    """Draw a line for the mean over seeds, and a band of one standard deviation: {label: (x [K], values [seeds, K])}.
+
+    x may be [seeds, K] too. Then the line is the mean of both, and there is no band."""
     for (label, (x, values)), look in zip(lines.items(), LOOKS):
         x, values = np.array(x), np.array(values)
         mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0 * values[0]
@@ -31,14 +31,14 @@ def draw_seeds(ax, lines):
 
 
 def draw_powers(ax, lines):
-    """draw_seeds() for x that are powers of two, on a logarithmic axis."""
+    """draw_seeds() on a logarithmic axis, for x that are powers of two."""
     draw_seeds(ax, {label: (np.log2(x), values) for label, (x, values) in lines.items()})
     longest = max((x for x, _ in lines.values()), key=len)
     ax.set(xticks=np.log2(longest), xticklabels=longest)
 
 
 def draw_groups(ax, groups):
-    """Bars for means over seeds, with a dot for each seed, of {group: {label: values [seeds]}}."""
+    """Draw a bar for the mean over seeds, and a dot for each seed: {group: {label: values [seeds]}}."""
     labels = list(dict.fromkeys(label for bars in groups.values() for label in bars))
     width = 0.8 / len(labels)
     for i, (label, look) in enumerate(zip(labels, LOOKS)):

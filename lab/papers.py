@@ -1,5 +1,5 @@
-"""What the papers say, and what we see: the prose of docs/lab.md. It is true of the committed lab/results.json. When
-those numbers change, read this again."""
+"""The prose of docs/lab.md: what each paper says, and what we see. It describes the committed lab/results.json. When
+those numbers change, read this prose again."""
 
 PAPERS = {  # title, arXiv, what it says, what we see
     "minimalist": ("A minimalist approach to LLM reasoning", "2504.11343", """

@@ -1,4 +1,4 @@
-"""The lab's report: verdicts on claims, and docs/lab.md with its figures, from the file of results and nothing else."""
+"""The report: a verdict on each claim, and docs/lab.md with its figures. The file of results is all it needs."""
 
 import inspect
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import plot
 from core.config import ROOT
 from core.stats import crossing, holm, pass_at_k
+from lab.claims import SETTINGS
 from lab.experiments import by_chance, gain, grades, last, late, scatter
 from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
 from lab.papers import PAPERS, TENSION
@@ -16,21 +17,23 @@ from lab.verdicts import verdict
 
 # ------------------------------------------------------------------------------------------------ judgement
 def region(criterion: str) -> tuple[float, float]:
-    """Where a mean has to lie: "> 0" is 0 to infinity, "within 0.1" -0.1 to 0.1."""
+    """criterion -> (low, high), between which the mean has to be: "> 0" -> (0, inf), "within 0.1" -> (-0.1, 0.1)."""
     word, border = criterion.split()
     border = float(border)
     return {">": (border, math.inf), "<": (-math.inf, border), "within": (-border, border)}[word]
 
 
 def needs(claim) -> list[str]:
-    """The settings whose runs a claim is judged by."""
+    """The settings that a claim is about."""
     names = [name for _, _, measure in claim.parts for name in inspect.signature(measure).parameters]
     return list(dict.fromkeys(name for name in names if name != "seed"))
 
 
 def judge(claim, results: dict, seeds: list[int]) -> dict:
-    """The verdict on a claim and on its parts, by the seeds for which all records are there. All parts have to hold;
-    p is that of the part which decides: the least certain one, or if the claim fails, the surest failure."""
+    """The verdict on a claim and on each of its parts. A seed counts if the results have all the records of that part.
+
+    All parts have to hold. p is that of the deciding part: of the least certain one, or if the claim fails, of the
+    surest failure."""
     parts = []
     for label, criterion, measure in claim.parts:
         low, high = region(criterion)
@@ -51,7 +54,7 @@ def judge(claim, results: dict, seeds: list[int]) -> dict:
 
 
 def judge_all(claims, results: dict, seeds: list[int]) -> dict[int, dict]:
-    """{number of a claim: its verdict}, with Holm's adjustment over the claims that were sampled."""
+    """{number of a claim: its verdict}. `holm` is p, adjusted over all claims except the computed ones."""
     found = {claim.number: judge(claim, results, seeds) for claim in claims}
     sampled = [one for one in found.values() if one["p"] is not None]
     for one, p in zip(sampled, holm([one["p"] for one in sampled])):
@@ -61,8 +64,6 @@ def judge_all(claims, results: dict, seeds: list[int]) -> dict[int, dict]:
 
 # ------------------------------------------------------------------------------------------------ figures
 ALGORITHMS = dict(raft="RAFT", raft_pp="RAFT++", rej="Reinforce-Rej", grpo="GRPO", ppo="PPO", dpo="iterative DPO")
-FILES = dict(raft="raft.py", raft_pp="raft_pp.py", rej="reinforce_rej.py", grpo="grpo.py", ppo="ppo.py",
-             dpo="iterative_dpo.py")
 VARIANTS = dict(reinforce="Reinforce", mean_zero="+ mean zero", remove_correct="+ remove all correct",
                 remove_wrong="+ remove all wrong", rej="+ remove both", rej_std="+ remove both + std")
 CLIPPING = dict(random_good="8 updates, clip", random_no_clip="8 updates, no clip", one_update="one update",
@@ -72,15 +73,16 @@ SEARCH = dict(search_right="search, right", search_wrong="search, wrong", search
 KS = [2**i for i in range(9)]
 
 
-def filled(data: dict) -> dict:
-    """A panel's data without the lines and bars for which there are no runs yet."""
-    inner = {label: filled(x) if isinstance(x, dict) else x for label, x in data.items()}
+def drop_empty(data: dict) -> dict:
+    """The data of a panel, without the lines and bars that have no runs yet."""
+    inner = {label: drop_empty(x) if isinstance(x, dict) else x for label, x in data.items()}
     return {label: x for label, x in inner.items() if len(x[1] if isinstance(x, tuple) else x)}
 
 
 def curve(runs, names: dict[str, str], metric: str, x="", window=5) -> dict:
-    """{label: (steps or another metric, values [seeds, steps])} of the settings {name: label} that have runs; moving
-    averages over `window` steps."""
+    """Lines of a metric for the settings {name: label} that have runs -> {label: (x, values [seeds, steps])}.
+
+    x is the training step, or the values of another metric. All values are moving averages over `window` steps."""
     lines = {}
     for name, label in names.items():
         if seeds := [run["curves"] for run in runs(name) if metric in run["curves"]]:
@@ -91,18 +93,16 @@ def curve(runs, names: dict[str, str], metric: str, x="", window=5) -> dict:
 
 
 def training(runs, names: dict[str, str], *metrics: str) -> list[tuple]:
-    """Panels of training curves, one per metric."""
+    """One panel of training curves per metric."""
     units = dict(accuracy="share of responses", entropy="nats per token", kl="nats per token")
     titles = dict(accuracy="training accuracy", entropy="entropy", kl="KL to the initial policy")
     return [(draw_seeds, curve(runs, names, m), titles[m], "training step", units[m]) for m in metrics]
 
 
-def methods(runs):
-    return training(runs, ALGORITHMS, "accuracy", "entropy", "kl")
-
-
-def variants(runs):
-    return training(runs, VARIANTS, "accuracy", "entropy", "kl")
+def bars(runs, names: dict[str, str], measures: dict) -> dict:
+    """Groups of bars for the settings {name: label}. A group has one bar per measure, {word: function of a run}."""
+    return {label: {word: [measure(run) for run in runs(name)] for word, measure in measures.items()}
+            for name, label in names.items()}
 
 
 def reward_against_kl(runs):
@@ -134,8 +134,8 @@ def spurious(runs):
 
 def clipping(runs):
     panels = training(runs, CLIPPING, "accuracy", "entropy")
-    groups = {label.replace(", ", ",\n"): {"python": [gain(run, "python") for run in runs(name)]}
-              for name, label in CLIPPING.items()}
+    labels = {name: label.replace(", ", ",\n") for name, label in CLIPPING.items()}
+    groups = bars(runs, labels, {"python": lambda run: gain(run, "python")})
     return [*panels, (draw_groups, groups, "share of the python style", "", "after - before")]
 
 
@@ -151,25 +151,24 @@ def luck(runs):
 
 
 def table(runs) -> str:
-    """The table that README shows too: each algorithm before and after, mean and sd over seeds."""
+    """The table that README shows too: each method before and after training, mean ± sd over seeds."""
     spread = lambda values, digits: f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
     rows = ["| file | accuracy before, % | at the end, % | KL, last half | entropy, last half |", 5 * "|---" + "|"]
-    for name, file in FILES.items():
+    for name in ALGORITHMS:
         if len(seeds := runs(name)) > 1:
             before, after = ([100 * run["evals"][i]["accuracy"] for run in seeds] for i in (0, -1))
             kl, entropy = ([late(run, metric) for run in seeds] for metric in ("kl", "entropy"))
+            file = SETTINGS[name].split()[0]
             rows.append(f"| `{file}` | {spread(before, 1)} | {spread(after, 1)} | {spread(kl, 3)} | "
                         f"{spread(entropy, 3)} |")
     return "\n".join(rows)
 
 
 def lengths(runs):
-    names = dict(base_256="base", grpo_256="after GRPO")
-    groups = {label: {word: [run[f"length_{word}"] for run in runs(name)] for word in ("right", "wrong")}
-              for name, label in names.items()}
-    ends = dict(grpo="all tokens", sequence="own length", constant="constant")
-    more = {label: {word: [last(run, f"length_{word}") for run in runs(name)] for word in ("right", "wrong")}
-            for name, label in ends.items()}
+    groups = bars(runs, dict(base_256="base", grpo_256="after GRPO"),
+                  {"right": lambda run: run["length_right"], "wrong": lambda run: run["length_wrong"]})
+    more = bars(runs, dict(grpo="all tokens", sequence="own length", constant="constant"),
+                {"right": lambda run: last(run, "length_right"), "wrong": lambda run: last(run, "length_wrong")})
     return [(draw_groups, groups, "length by result", "", "tokens, responses not cut off"),
             (draw_groups, more, "after GRPO, by what the loss is divided by", "", "tokens")]
 
@@ -177,14 +176,13 @@ def lengths(runs):
 def flows(runs):
     names = dict(true_good="truth", vote_good="votes", true_bad="truth,\npython the worse style")
     cells = ("python to python", "python to words", "words to python", "words to words")
-    groups = {label: {cell: [run["transitions"][cell]["contribution"] for run in runs(name)] for cell in cells}
-              for name, label in names.items()}
-    return [(draw_groups, groups, "who contributes to the gain", "what is rewarded", "share of the gain")]
+    share = {cell: lambda run, cell=cell: run["transitions"][cell]["contribution"] for cell in cells}
+    return [(draw_groups, bars(runs, names, share), "who contributes to the gain", "what is rewarded",
+             "share of the gain")]
 
 
 def search(runs):
-    groups = {label: {"before RL": [run["evals"][0]["accuracy"] for run in runs(name)],
-                      "after RL": [last(run) for run in runs(name)]} for name, label in SEARCH.items()}
+    groups = bars(runs, SEARCH, {"before RL": lambda run: run["evals"][0]["accuracy"], "after RL": last})
     return [(draw_seeds, curve(runs, SEARCH, "accuracy"), "miniature Countdown", "training step", "accuracy"),
             (draw_groups, groups, "on test problems", "primed with", "accuracy")]
 
@@ -199,9 +197,11 @@ def waiting(runs):
 
 
 FIGURES = [  # name, paper, what draws it, caption
-    ("methods", "minimalist", methods, "The algorithms on the same problems, moving average of 5 steps; iterative DPO "
-     "has few long iterations in place of steps"),
-    ("variants", "minimalist", variants, "Reinforce and its variants, moving average of 5 steps"),
+    ("methods", "minimalist", lambda runs: training(runs, ALGORITHMS, "accuracy", "entropy", "kl"),
+     "The algorithms on the same problems, moving average of 5 steps; iterative DPO has few long iterations in place "
+     "of steps"),
+    ("variants", "minimalist", lambda runs: training(runs, VARIANTS, "accuracy", "entropy", "kl"),
+     "Reinforce and its variants, moving average of 5 steps"),
     ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy, moving average "
      "of 10 steps"),
     ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
@@ -219,12 +219,12 @@ FIGURES = [  # name, paper, what draws it, caption
 
 # ------------------------------------------------------------------------------------------------ the page
 def seed_range(seeds: list[int]) -> str:
-    """Consecutive seeds in words."""
+    """[0, 1, 2] -> "0 to 2"."""
     return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
 
 
 def tally(found) -> str:
-    """Verdicts, counted: "14 hold, 1 fails, 17 undecided"."""
+    """How many verdicts of each kind: "14 hold, 1 fails, 17 undecided"."""
     verdicts, parts = [one["verdict"] for one in found], []
     for word in ("holds", "fails", "undecided", "not run"):
         if count := verdicts.count(word):
@@ -233,7 +233,7 @@ def tally(found) -> str:
 
 
 def open_page(found: dict, results: dict, seeds: list[int]) -> str:
-    """The first paragraphs: what this page is, how verdicts are made, how many there are of which kind."""
+    """The first paragraphs: what the page is, how many claims hold, and how a verdict is made."""
     own = [record for key, record in results.items() if int(key.split("/")[1]) in seeds]
     hours = sum(record["seconds"] for record in own) / 3600
     return f"""# The lab: do the papers' claims hold on a laptop?
@@ -264,7 +264,7 @@ DIFFERENCE = (
 
 
 def value(part: dict) -> str:
-    """A part's measured mean and its interval, in few digits."""
+    """The mean of a part, and its interval if it has one, in few digits."""
     if "mean" not in part:
         return "not run"
     digits = lambda x: f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
@@ -273,7 +273,7 @@ def value(part: dict) -> str:
 
 
 def claim_rows(claim, one: dict) -> list[str]:
-    """The rows of a claim in the table of its paper: the claim, then its parts."""
+    """The rows of a claim in the table of its paper: first the claim, then each part."""
     holm_p = f"{one['holm']:.3f}" if "holm" in one else "-"
     rows = [f"| {claim.number} | **{claim.text}** ({claim.source}) | | | **{one['verdict']}** | {holm_p} |"]
     for part in one["parts"]:
@@ -283,9 +283,15 @@ def claim_rows(claim, one: dict) -> list[str]:
     return rows
 
 
+def page_of(file: Path) -> Path:
+    """Where the report on a file of results is: docs/lab.md for lab/results.json, and FILE.md for any other."""
+    ours = (ROOT / "lab/results.json").resolve()
+    return ROOT / "docs/lab.md" if file.resolve() == ours else file.with_suffix(".md")
+
+
 def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
-    """Write the report, docs/lab.md and docs/lab-NAME.png; for another file of results beside it, FILE.md and so on."""
-    page = ROOT / "docs/lab.md" if file == ROOT / "lab/results.json" else file.with_suffix(".md")
+    """Write the report, and its figures beside it, as docs/lab.md and docs/lab-NAME.png."""
+    page = page_of(file)
     runs = lambda name: [results[f"{name}/{seed}"] for seed in seeds if f"{name}/{seed}" in results]
     pages = [open_page(found, results, seeds)]
     for number, (paper, (title, arxiv, says, sees)) in enumerate(PAPERS.items(), 1):
@@ -301,15 +307,15 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
             pages += [TENSION.strip(), "All algorithms, mean ± standard deviation over seeds:", table(runs)]
         for name, of, panels, caption in FIGURES:
             all_panels = panels(runs) if of == paper else []
-            drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := filled(data))]
+            drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := drop_empty(data))]
             if drawn:
                 picture = page.with_name(f"{page.stem}-{name}.png")
                 draw_panels(drawn, picture)
                 pages += [f"![{caption}]({picture.name})", f"*{caption}. n = {len(seeds)} (seeds {seed_range(seeds)}); "
                           "bands are one standard deviation over seeds, dots are seeds.*"]
     others = sorted({int(key.split("/")[1]) for key in results} - set(seeds))
-    repeated = lambda claim: all(f"{name}/{seed}" in results for name in needs(claim) for seed in others)
-    again = [claim for claim in claims if others and needs(claim) and repeated(claim)]
+    has_all = lambda claim: all(f"{name}/{seed}" in results for name in needs(claim) for seed in others)
+    again = [claim for claim in claims if others and needs(claim) and has_all(claim)]
     if again:
         rows = [f"| {claim.number} | {claim.text} | {found[claim.number]['verdict']} | "
                 f"{judge(claim, results, others)['verdict']} |" for claim in again]

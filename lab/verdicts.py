@@ -14,7 +14,7 @@ def t_tail(t: float, df: int) -> float:
 
 @functools.cache
 def t_quantile(tail: float, df: int) -> float:
-    """The t >= 0 with P(|T| > t) = tail, for Student's t with df degrees of freedom; by bisection."""
+    """The t >= 0 with P(|T| > t) = tail, for Student's t with df degrees of freedom. By bisection."""
     low, high = 0.0, 1.0
     while t_tail(high, df) > tail:
         high *= 2
@@ -25,13 +25,16 @@ def t_quantile(tail: float, df: int) -> float:
 
 
 def verdict(values, low=-math.inf, high=math.inf) -> dict:
-    """Whether the mean of values [S], one per seed, lies in low..high, as a claim predicts: (0, inf) for a positive
-    difference, (-margin, margin) for equivalence.
+    """values [S], one per seed -> whether their true mean is in low..high, where a claim says it is.
 
-    interval: 95 %, by Student's t over seeds. `holds` if all of it lies inside, `fails` if all of it lies outside, else
-    `undecided`; so either verdict is wrong with a chance of at most 2.5 % if the mean is on the border (for equivalence
-    these are two one-sided tests). p: two-sided, against a mean on the nearest border. detectable: how far inside the
-    border a mean has to be for these seeds to show it with a chance of 80 %. A single value decides nothing."""
+    low..high is (0, inf) for a positive difference, and (-margin, margin) for equivalence. The result:
+    interval    the 95 % interval of the mean, by Student's t over seeds
+    verdict     `holds` if the interval is inside low..high, `fails` if it is outside, else `undecided`. If the true
+                mean is on the border, each verdict is wrong in at most 2.5 % of the cases. (For equivalence these are
+                two one-sided tests.)
+    p           two-sided, against a true mean on the nearest border
+    detectable  how far inside the border a mean has to be, so that this many seeds show it in 80 % of the cases
+    One value alone is always `undecided`."""
     values = np.asarray(values, dtype=float)
     seeds, mean = len(values), float(values.mean())
     if seeds < 2:
@@ -41,5 +44,5 @@ def verdict(values, low=-math.inf, high=math.inf) -> dict:
     p = t_tail(distance / error, df) if error else float(distance == 0)
     decided = "holds" if low < mean < high else "fails"
     reach = t_quantile(0.05, df) * error
-    return dict(mean=mean, interval=[mean - reach, mean + reach], n=seeds, p=p, verdict=decided if p < 0.05 else
-                "undecided", detectable=reach + t_quantile(0.4, df) * error)
+    return dict(mean=mean, interval=[mean - reach, mean + reach], n=seeds, p=p,
+                verdict=decided if p < 0.05 else "undecided", detectable=reach + t_quantile(0.4, df) * error)

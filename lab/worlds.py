@@ -1,14 +1,19 @@
-r"""More small models and problems, for repeating the claims of papers in miniature, by the means of tiny.py:
-`python lab/worlds.py NAME --seed S --out FOLDER` writes FOLDER/final, which is complete as soon as it exists. NAME:
-teacher      models/tiny, trained on solutions without an error: what its student lacks is care
-countdown    no model, but train.jsonl and test.jsonl with the problems of the next four, for --check lab/worlds.py
-prime-right  models/tiny, shown how to solve countdown by trying orders and verifying them (arXiv 2503.01307)
-prime-wrong  the same searches, but each ends in a wrong order that seems right: the behaviour without the answers
-prime-direct the right order at once; prime-dots: the right order after as many dots as a search has characters
-checkpoints  step_N, a base during its pretraining, and corrupted.jsonl, solutions cut off after an error: 2504.04022
-A problem of countdown, `12 *2 +8 -1 > 38`, asks for an order of the operations that leads from 12 to 38, from left to
-right. A search has an attempt a line, such as `12*2=24+8=32-1=31 > 38 no`, at last `12-1=11+8=19*2=38 > 38 yes`, then
-`\boxed{-1+8*2}`. So small a model learns to compare numbers of two digits that stand together, hardly any others.
+r"""More small models and problems, made with core/tiny.py, to repeat claims of papers in miniature.
+
+`python lab/worlds.py NAME --seed S --out FOLDER` writes FOLDER/final, which exists only when it is complete. NAME is:
+
+teacher       models/tiny, trained on solutions without an error, since errors are what holds its student back
+countdown     no model: train.jsonl and test.jsonl with problems for the next four, for --check lab/worlds.py
+prime-right   models/tiny, trained to solve countdown by search: it tries orders and verifies them (arXiv 2503.01307)
+prime-wrong   the same, but each search ends in a wrong order that it calls right: the behaviour without the answers
+prime-direct  the same problems, and the right order at once
+prime-dots    the right order, after as many dots as a search has characters
+checkpoints   step_N, a base during its pretraining; corrupted.jsonl, solutions cut off after an error (2504.04022)
+
+A problem of countdown is `12 *2 +8 -1 > 38`: in which order do the operations lead from 12 to 38, from left to right?
+A search has one attempt per line, such as `12*2=24+8=32-1=31 > 38 no`. The last is `12-1=11+8=19*2=38 > 38 yes`, and
+then comes `\boxed{-1+8*2}`. A model this small learns to compare two-digit numbers that stand together, and hardly any
+others.
 """
 
 import argparse
@@ -25,7 +30,9 @@ if __name__ == "__main__":
 from core import tiny
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-LENGTH, MOST, VALUES = 3, 2, set(range(10, 100))  # countdown: operations; right orders at most; all values on the way
+LENGTH = 3  # operations in a problem of countdown
+MOST = 2  # of its orders may be right, so that it is hard to guess
+VALUES = set(range(10, 100))  # all values on the way have two digits
 
 
 def read(problem: str) -> tuple[int, list[str], int]:
@@ -35,19 +42,20 @@ def read(problem: str) -> tuple[int, list[str], int]:
 
 
 def values(start: int, order) -> list[int]:
-    """The values that the operations lead to, one after the other, without the start."""
+    """The value after each operation. 12, ["*2", "+8"] -> [24, 32]."""
     return tiny.walk(start, [(operation[0], int(operation[1:])) for operation in order])[1:]
 
 
 def orders(problem: str, right: bool) -> list[tuple]:
-    """The orders of a problem's operations that reach its target, or those that do not."""
+    """The orders of a problem's operations that reach the target, or with right=False those that do not."""
     start, operations, target = read(problem)
     return [order for order in permutations(operations) if (values(start, order)[-1] == target) == right]
 
 
 def countdown(split: str, n: int, seed: int = 0) -> list[dict]:
-    """n different problems, {"problem": str, "answer": a right order}. At most MOST orders are right; none leaves
-    VALUES. As in tiny.problems(), a hash of its text decides whether a problem is for test, one in eight."""
+    """n different problems of a split, train or test: {"problem": str, "answer": a right order}.
+
+    As in tiny.problems(), a hash of its text decides whether a problem is for test (one in eight)."""
     rng, drawn = random.Random(f"countdown {split} {seed}"), {}
     while len(drawn) < n:
         start, operations = rng.randint(10, 30), [op + str(k) for op, k in rng.sample(tiny.LINKS, LENGTH)]
@@ -62,7 +70,8 @@ def countdown(split: str, n: int, seed: int = 0) -> list[dict]:
 
 
 def trace(problem: str, kind: str, rng: random.Random) -> str:
-    """A response. A search has 0-2 failing attempts before its last; for `wrong` that fails too, but seems right."""
+    """A response of this kind. A search has 0 to 2 attempts that fail, then the last. For `wrong`, the last one fails
+    too, but its line says that it reaches the target."""
     start, _, target = read(problem)
     *failed, wrong = rng.sample(orders(problem, right=False), rng.randint(1, 3))
     last = wrong if kind == "wrong" else rng.choice(orders(problem, right=True))
@@ -74,8 +83,8 @@ def trace(problem: str, kind: str, rng: random.Random) -> str:
 
 
 def check(response: str, problem: dict) -> float:
-    """1.0 if the last box of the response holds the problem's operations, each once, in an order that reaches the
-    target; else 0.0, also for whatever cannot be read. For --check lab/worlds.py."""
+    """1.0 if the last box of the response is an order that reaches the target, with each operation of the problem once.
+    Else 0.0, also if the response or the problem cannot be read. For --check lab/worlds.py."""
     boxes, text = re.findall(r"\\boxed\{([^{}]*)\}", str(response)), str(problem.get("problem"))
     if not (boxes and re.fullmatch(r"\d{1,4}( [-+*]\d{1,4}){1,9} > \d{1,4}", text)):
         return 0.0
@@ -92,33 +101,35 @@ def tune(pairs: list[tuple[str, str]], steps: int, lr: float, out: Path):
 
 
 def teach(out: Path, seed: int = 0, steps: int = 120):
-    """The teacher. A step has 64 solutions of up to eight operations."""
+    """The teacher. It sees 64 solutions per step, of up to eight operations, and all are right."""
     rng, rows = random.Random(f"teacher {seed}"), tiny.problems("wide", steps * 64, seed)
     tune([(row["problem"], tiny.solution(row["problem"], "steps", 0.0, rng)) for row in rows], steps, 1e-3, out)
 
 
 def prime(kind: str, out: Path, seed: int = 0, steps: int = 450):
-    """A model that answers countdown in the way `kind`, learned from problems of train.jsonl, 16 a step."""
+    """A model that answers countdown in the way `kind`. It sees 16 problems of the train split per step."""
     rng, rows = random.Random(f"prime {seed}"), countdown("train", steps * 16, seed)
     tune([(row["problem"], trace(row["problem"], kind, rng)) for row in rows], steps, 2e-3, out)
 
 
 def files(out: Path, seed: int = 0):
-    """The problems of countdown."""
+    """The problems of countdown, as train.jsonl and test.jsonl."""
     for split, n in (("train", 10_000), ("test", 500)):
         (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in countdown(split, n, seed)))
 
 
 def corrupt(problem: str, rng: random.Random) -> str:
-    """A solution of the problem, cut off after one step whose value is wrong."""
+    """A solution of the problem, cut off after its first step with a wrong value."""
     lines, chain = tiny.solution(problem, "steps", 0.0, rng).split("\n"), tiny.parse(problem)[1]
     left, right = lines[i := rng.randrange(len(chain))].split("=")
-    wrong = tiny.slip(int(right), chain[i + 1 :], rng)  # the right value itself, if no value near it would do
-    return "\n".join([*lines[:i], f"{left}={wrong}"]) if wrong != int(right) else corrupt(problem, rng)
+    wrong = tiny.slip(int(right), chain[i + 1 :], rng)
+    if wrong == int(right):  # there is no wrong value near this one: try another step
+        return corrupt(problem, rng)
+    return "\n".join([*lines[:i], f"{left}={wrong}"])
 
 
 def checkpoints(out: Path, seed: int = 0, steps: int = 300, n: int = 200):
-    """A base after a quarter, half and all of a pretraining with 64 solutions a step, and n corrupted solutions."""
+    """A base after a quarter, half and all of its pretraining (64 solutions per step), and n corrupted solutions."""
     model, tokenizer, rng = tiny.make_model(seed), tiny.make_tokenizer(), random.Random(f"corrupted {seed}")
     for step, _ in enumerate(tiny.fit(model, tokenizer, tiny.corpus("tiny", steps * 64, seed), steps, 2e-3), 1):
         if step in (steps // 4, steps // 2, steps):

@@ -18,7 +18,7 @@ from helpers import ROOT, output_of, start
 import common
 import lab.__main__
 from lab import claims, report
-from lab.experiments import Experiments, digest, pack, passed, read_results, unpack
+from lab.experiments import Experiments, digest, pack, pass_at, read_results, unpack
 from lab.verdicts import t_quantile, t_tail, verdict
 
 LAB = ROOT / "lab/results.json"
@@ -153,7 +153,7 @@ def test_grades_are_packed_and_unpacked_and_pass_at_k_follows_from_them():
     right = np.random.default_rng(0).random((3, 13)) < 0.4
     assert (unpack(pack(right), 13) == right).all()
     run = dict(right=pack(np.array([[1, 0, 0, 0], [0, 0, 0, 0]])), samples=4)
-    assert passed(run, 1) == pytest.approx(1 / 8) and passed(run, 4) == pytest.approx(1 / 2)
+    assert pass_at(run, 1) == pytest.approx(1 / 8) and pass_at(run, 4) == pytest.approx(1 / 2)
 
 
 def row(problem, seed, correct, text="python 1 wait\n\\boxed{1}", tokens=10, finish="stop"):
@@ -297,12 +297,18 @@ def test_the_report_and_its_figures_follow_from_the_results_byte_for_byte(tmp_pa
         assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes(), name
 
 
+def test_the_report_is_in_docs_however_the_committed_results_are_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert report.page_of(LAB) == report.page_of(Path("lab/results.json")) == ROOT / "docs/lab.md"
+    assert report.page_of(Path("out/mine.json")) == Path("out/mine.md")
+
+
 def test_the_results_are_small_complete_and_made_by_the_present_settings():
     assert LAB.stat().st_size <= 1_000_000
     one = Experiments(commands(), LAB, Path("out"))
     assert one.results
     for key, record in one.results.items():
-        assert record["command"] == one.whole(key.split("/")[0]), key
+        assert record["command"] == one.full_line(key.split("/")[0]), key
 
 
 def test_readme_shows_the_reports_own_table():

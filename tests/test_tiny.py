@@ -68,7 +68,7 @@ def test_splits_are_disjoint_and_without_duplicates():
 @pytest.mark.slow
 def test_problems_are_the_same_in_every_process():
     here = tiny.problems("test", 50, seed=7)
-    code = "import tiny, json; print(json.dumps(tiny.problems('test', 50, seed=7)))"
+    code = "from core import tiny; import json; print(json.dumps(tiny.problems('test', 50, seed=7)))"
     there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(there.stdout) == here
     assert tiny.problems("test", 20, seed=7) == here[:20]
