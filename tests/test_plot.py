@@ -174,15 +174,22 @@ def test_unreadable_runs_raise_one_line_with_file_and_line(tmp_path, name, metri
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("case", ["missing", "middle", "labels", "suffix"])
+@pytest.mark.parametrize("case", ["missing", "middle", "labels", "suffix", "window", "unfinished", "list", "cut off"])
 def test_errors_are_one_line_on_stderr_and_status_2(tmp_path, case):
     good = write_run(tmp_path / "good", rows(3), algorithm="grpo")
     middle = broken(tmp_path / "middle", '{"step": 1}\n{"st\n{"step": 3}\n')
+    (tmp_path / "summary.json").write_text('{"settings": {}}')  # as eval.py leaves it until all is sampled
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "cut.json").write_text('{"benchmarks": ')
     arguments, says = {
         "missing": ([good, tmp_path / "nowhere"], "nowhere"),
         "middle": ([good, middle], f"{middle / 'metrics.jsonl'}, line 2"),
         "labels": ([good, "--labels", "a", "b"], "2 labels for 1 settings: grpo"),
         "suffix": ([good, "--out", tmp_path / "curves.docx"], "docx"),
+        "window": ([good, "--window", 0], "--window 0: give at least 1"),
+        "unfinished": ([tmp_path / "summary.json"], f"{tmp_path / 'summary.json'}: no results of eval.py in it"),
+        "list": ([tmp_path / "list.json"], f"{tmp_path / 'list.json'}: not a JSON object"),
+        "cut off": ([tmp_path / "cut.json"], f"{tmp_path / 'cut.json'}: not a JSON object"),
     }[case]
     done = plot_cli(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -345,6 +352,6 @@ def test_the_command_line_draws_an_evaluation_beside_its_numbers(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(data))
     (tmp_path / "tiny.jsonl").write_text('{"tokens": null, "correct": true, "response": "four"}\n')
     done = plot_cli(tmp_path / "summary.json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'summary.png'}\n", "")
     image = pixels(tmp_path / "summary.png")
     assert image.shape == (420, 2000, 3) and image.var() > 1e-3

@@ -358,6 +358,18 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "tiny-test.jsonl, line 1: no saved response" in fails(capsys, folder)
     (folder / "config.json").unlink()
     assert "config.json" in fails(capsys, folder)
+    folder = run_folder(tmp_path / "settings", [good])
+    for wrong in ("[]", "{", '{"about": 1}', '{"about": {}}'):
+        (folder / "config.json").write_text(wrong)
+        assert f"{folder}/config.json: not the settings of a run" in fails(capsys, folder)
+
+
+def test_the_command_prints_the_path_of_the_page_and_loads_neither_torch_nor_matplotlib(tmp_path):
+    folder = run_folder(tmp_path / "run", [row()])
+    done = subprocess.run([sys.executable, ROOT / "show.py", folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{folder / 'show.html'}\n", "")
+    code = "import sys, show; assert not {'torch', 'matplotlib', 'numpy'} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_a_broken_last_line_is_left_out(tmp_path):
