@@ -187,9 +187,8 @@ class Run:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {longest} tokens; lower one of them")
         self.state = dict(step=0, drawn=0, sampled=0, data=None)
-        graded = self.check is None
         with bad_input():
-            self.problems = Problems(cfg.data, self.tokenizer, cfg, graded)
+            self.problems = Problems(cfg.data, self.tokenizer, cfg, graded := self.check is None)
             self.state["data"] = fingerprint(self.problems) if rank() == 0 else None
             # Read some problems now, so that a broken file fails before the training.
             first = self.problems.first(cfg.limit or 1000, within=None if cfg.limit else 1000)
@@ -219,9 +218,9 @@ class Run:
     def steps(self):
         """Yield the number of each remaining step, and show a progress bar.
 
-        Before the first: start the sampler, open the output folder or resume the run in it, vote on labels if the
-        reward needs them, evaluate. After each: write the metrics; evaluate and save if due. After the last: write
-        final/, curves.png and show.html. A signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
+        Before the first: start the sampler, open the output folder or resume, vote on labels if need be, evaluate.
+        After each: write the metrics; evaluate and save if due. After the last: final/, curves.png and show.html. A
+        signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
         self.sampler = new_sampler(cfg, self.policy, self.tokenizer)  # started last: vLLM takes all free memory
@@ -304,16 +303,19 @@ class Run:
         self.meter.lap("time_verify")
         return rewards
 
-    def prepare(self, rollouts: Rollouts):
+    def prepare(self, rollouts: Rollouts, rows):
         """Before a step's updates: put the sampler to sleep. An exact one has given log pi_old; else none is known."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
+        if self.meter.updates and not rollouts.old.known[rows].all():
+            fail(f"step {self.state['step']}: log pi_old of these responses was not computed before the policy moved; "
+                 "call run.old_logprobs(rollouts) before the first update")
 
     def old_logprobs(self, rollouts: Rollouts):
         """For all responses, compute tokens.old and tokens.entropy with the current policy, and tokens.ref with the
         reference, if any. Call it if you read these before the updates. Returns the tokens."""
-        self.prepare(rollouts)
+        self.prepare(rollouts, slice(None))
         rollouts.old.fill(self.policy, range(len(rollouts.responses)))
         rollouts.tokens.old, rollouts.tokens.entropy = rollouts.old.values
         if self.reference:
@@ -330,19 +332,16 @@ class Run:
         advantage 0, for a critic. In a step's first update the policy still is pi_old, so that update computes log
         pi_old. For the others, one pass here computes it."""
         self.settle(None)
-        self.prepare(rollouts)
         with bad_input():  # values of a wrong shape
             parts = split(rollouts, adv, keep, self.cfg, together, order, whole)
         filled = [(rows, units) for rows, units in parts if len(rows)]
         used = [row for rows, _ in filled for row in rows]
-        if self.meter.updates and not rollouts.old.known[used].all():
-            fail(f"step {self.state['step']}: log pi_old of these responses was not computed before the policy moved; "
-                 "call run.old_logprobs(rollouts) before the first update")
+        self.prepare(rollouts, used)
         late = used[len(filled[0][0]) :] if filled else []
         rollouts.old.fill(self.policy, [*late, *rollouts.measured])
         if self.reference:
             rollouts.ref.fill(self.reference, [*(used if self.cfg.kl_coef else []), *rollouts.measured])
-        batches = [rollouts.select(rows, units) for rows, units in filled]
+        batches = [rollouts.select(rows, units, ref=bool(self.cfg.kl_coef)) for rows, units in filled]
         if batches and "old" not in batches[0].values:
             self.meter.waiting = rollouts, batches[0], filled[0][0]
         rollouts.keep, self.metrics["kept"] = keep, keep.float().mean().item()
@@ -363,7 +362,7 @@ class Run:
         """One optimizer step on the sum over tokens of weight x full_loss.
 
         token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has, each [T]: old, adv, entropy
-        (of the old policy), sampler (its logprobs), on_policy, ref (if there is a reference), weight, response (its
+        (of the old policy), sampler (its logprobs), on_policy, ref (with --kl_coef), weight, response (its
         number, 0..B-1; a response is never split), position (in the response), and the algorithm's own."""
         cfg = self.cfg
         if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # a critic's batch may be so
@@ -380,6 +379,7 @@ class Run:
         if self.meter.waiting:
             rollouts, _, rows = self.meter.waiting
             rollouts.old.learn(rows, result["seen"][:2])
+            batch.values |= dict(zip(("old", "entropy"), result["seen"]))  # the batch may be used again
             self.meter.waiting = None
         self.meter.lap("time_train")
         self.meter.update(batch, **result)

@@ -79,7 +79,8 @@ class Meter:
         self.failures = 0
         moved = new - batch.values.get("old", new)
         self.passes.append((batch.index, clipped.bool()))
-        low, high = (clipped * (moved < 0)).sum().item(), (clipped * (moved > 0)).sum().item()
+        down = batch.values["adv"] < 0
+        low, high = (clipped * down).sum().item(), (clipped * ~down).sum().item()
         self.stats.append(dict(loss=loss, grad_norm=grad_norm, ratio_max=moved.exp().max().item(), clip_low=low,
                                clip_high=high))
 

@@ -136,10 +136,10 @@ class Rollouts:
         every = np.random.default_rng(step).permutation(len(self.responses))
         self.measured = np.sort(every) if self.old.known.all() else np.union1d(every[: len(every) // 16], recorded)
 
-    def select(self, rows, units=None) -> Batch:
-        """The batch of these rows. Its values get old and entropy, and ref, if known for all these rows."""
+    def select(self, rows, units=None, ref=True) -> Batch:
+        """The batch of these rows. Its values get old and entropy, and `ref`, if known for all these rows."""
         batch = self.batch.select(rows, units)
-        for names, logprobs in ((("old", "entropy"), self.old), (("ref",), self.ref)):
+        for names, logprobs in ((("old", "entropy"), self.old), *([(("ref",), self.ref)] if ref else [])):
             if logprobs.known[rows].all():
                 batch.values |= dict(zip(names, logprobs.values[:, batch.index]))
         return batch

@@ -276,6 +276,43 @@ def test_an_update_that_sees_old_logprobs_itself_hands_them_on(open_run, monkeyp
     assert (run.policy.logprobs(rollouts.batch)[0] - before).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_can_be_used_twice(open_run, monkeypatch, exact):
+    """Two epochs over the same batches. `ref` is there too, because it enters the loss."""
+    run, seen = open_run("--lr", 1e-2, "--kl_coef", 0.1), []
+    monkeypatch.setattr(run.sampler, "exact", exact)
+    rollouts = run.sample()
+    run.reward(rollouts)
+    before = run.policy.logprobs(rollouts.batch)[0]
+    rollouts.tokens.place = torch.arange(len(before))
+
+    def token_loss(new, tokens, cfg):
+        seen.append((tokens.place, tokens.old, tokens.ref))
+        return grpo.token_loss(new, tokens, cfg)
+
+    batches = run.minibatches(rollouts, *everything(rollouts))
+    for batch in [*batches, *batches]:
+        run.update(batch, token_loss)
+    place, old, ref = (torch.cat(x) for x in zip(*seen))
+    assert place.sort().values.tolist() == np.repeat(np.arange(len(before)), 2).tolist()
+    assert torch.allclose(old, before[place], atol=1e-5) and torch.allclose(ref, before[place], atol=1e-5)
+
+
+def test_old_logprobs_after_an_update_are_refused(open_run, monkeypatch, capsys):
+    """They would be those of another policy. The same for log() of rollouts that were in no update."""
+    run = open_run()
+    monkeypatch.setattr(run.sampler, "exact", False)
+    rollouts, other = run.sample(), run.sample()
+    run.reward(rollouts), run.reward(other)
+    adv, keep = everything(rollouts)
+    run.update(one_batch(run, rollouts, adv, keep & (torch.arange(7) < 3)[:, None]), grpo.token_loss)
+    for late in (lambda: run.old_logprobs(rollouts), lambda: run.log(other, torch.zeros(7, 4))):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            late()
+        assert stop.value.code == 2 and "before the policy moved" in error_line(capsys)
+
+
 def test_the_clip_fractions_of_a_hard_mask_by_hand(open_run):
     """A mask in place of a clip: a token whose ratio has left [0.98, 1.01] is not learned from, whatever its advantage.
     Counted are such tokens with an advantage, as shares of the kept tokens of all updates. The first token of each
@@ -294,8 +331,8 @@ def test_the_clip_fractions_of_a_hard_mask_by_hand(open_run):
     for _ in range(2):
         for batch in run.minibatches(rollouts, rollouts.per_token(sign) * ~first, keep):
             run.update(batch, mask)
-    low = sum(adv != 0 and math.exp(moved) <= 0.98 for moved, adv in seen)
-    high = sum(adv != 0 and math.exp(moved) >= 1.01 for moved, adv in seen)
+    low = sum(adv < 0 and not 0.98 < math.exp(moved) < 1.01 for moved, adv in seen)
+    high = sum(adv > 0 and not 0.98 < math.exp(moved) < 1.01 for moved, adv in seen)
     kept = 2 * int(rollouts.lengths[:6].sum())
     assert len(seen) == kept and low > 20 and high > 20
     assert sum(adv == 0 and not 0.98 < math.exp(moved) < 1.01 for moved, adv in seen) > 0  # which do not count
