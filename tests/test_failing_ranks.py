@@ -141,7 +141,7 @@ def test_torchrun_waits_for_the_step_as_long_as_it_is_told(tmp_path, small, pati
             break
     text = "".join(lines) + process.communicate(timeout=2 * PATIENCE)[0]
     assert process.returncode != 0
-    assert ("left after step 1, which is saved" in text) == saved
+    assert ("stopped after step 1, which is saved" in text) == saved
     assert (tmp_path / "out/step_000001/trainer.json").exists() == saved
 
 

@@ -159,7 +159,7 @@ def test_a_signal_saves_and_leaves(train, straight, tmp_path, capsys, number):
     assert called and (out / "step_000003").is_dir() and not (out / "final").exists()
     text = capsys.readouterr().out
     assert "leaving after this step" in text
-    assert "left after step 3, which is saved; the same command with --resume continues" in text
+    assert "stopped after step 3, which is saved; the same command with --resume continues" in text
     assert train(out, "--steps", 4, "--save_every", 2, "--resume") == 0
     assert_same_run(out, straight, 4)
 
