@@ -138,7 +138,7 @@ def full_loss(new, entropy, tokens, token_loss, cfg):
     """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss."""
     loss = token_loss(new, tokens, cfg)
     if cfg.tis_cap:
-        # Trainer and sampler can differ although they have the same weights. (token_loss compares new and old policy.)
+        # Trainer and sampler differ even at equal weights: this corrects that. token_loss corrects new against old.
         weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
         loss = loss * torch.where(tokens.on_policy, weight, 1)
     if cfg.kl_coef:
@@ -170,7 +170,7 @@ class Run:
       generator     torch.Generator for a step's random choices, the same on every rank"""
 
     def __init__(self, cfg, check=None):
-        self.device = start_processes()  # must be first: after it, one rank may fail alone
+        self.device = start_processes()  # first: only after this can one rank fail alone
         cfg.out = cfg.out or default_out(cfg)
         self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
@@ -304,7 +304,7 @@ class Run:
         return rewards
 
     def prepare(self, rollouts: Rollouts, rows):
-        """Before a step's updates: put the sampler to sleep. An exact one has given log pi_old; else none is known."""
+        """Before a step's updates: put the sampler to sleep. An exact sampler has already given log pi_old."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
@@ -328,7 +328,7 @@ class Run:
         """The kept responses as one Batch per update. adv: [P, n], or [N] per token. keep: [P, n] bool.
 
         An update without a response to learn from is omitted (see skipped_updates). together: the kept responses to a
-        prompt stay in one micro-batch. order: of the prompts, before they are shared out. whole: keep responses with
+        prompt stay in one micro-batch. order: of the prompts, when divided into updates. whole: keep responses with
         advantage 0, for a critic. In a step's first update the policy still is pi_old, so that update computes log
         pi_old. For the others, one pass here computes it."""
         self.settle(None)
@@ -351,7 +351,7 @@ class Run:
         return batches
 
     def settle(self, batch):
-        """One batch may wait for log pi_old until its own update. If another batch comes first, compute it now."""
+        """The waiting batch gets log pi_old in its own update, or now if another batch comes first."""
         if self.meter.waiting and self.meter.waiting[1] is not batch:
             rollouts, other, rows = self.meter.waiting
             rollouts.old.fill(self.policy, rows)
@@ -365,7 +365,7 @@ class Run:
         (of the old policy), sampler (its logprobs), on_policy, ref (with --kl_coef), weight, response (its
         number, 0..B-1; a response is never split), position (in the response), and the algorithm's own."""
         cfg = self.cfg
-        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # a critic's batch may be so
+        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # adv may be 0 for a critic
             self.metrics["skipped_updates"] += 1
             return
         self.settle(batch)

@@ -36,7 +36,7 @@ class Config(common.Config):
     epochs: int = common.arg(2, "passes over the pairs of an iteration", least=1)
     lr: float = common.arg(5e-7, "AdamW learning rate, constant", above=0)
     beta: float = common.arg(0.1, "scale of the log-ratios: larger keeps the policy closer to the reference", above=0)
-    label_smoothing: float = common.arg(0.1, "share of pairs whose labels may be swapped", least=0, most=0.5)
+    label_smoothing: float = common.arg(0.1, "assumed share of pairs labelled wrongly", least=0, most=0.5)
     loss_norm: common.LossNorm = common.arg("sequence", "sequence: the mean over pairs; else long pairs weigh more")
     tis_cap: float = common.arg(0.0, "0: no importance weight; pairs may come from any policy", least=0)
 
@@ -47,7 +47,7 @@ def pairs(rewards, generator):
     """rewards [P, n] -> (chosen [M], rejected [M]): rows of the P x n responses, one pair per mixed prompt.
 
     Chosen: the highest reward. Rejected: the lowest. A mixed prompt has a right and a wrong response."""
-    luck = 1 + torch.rand(rewards.shape, generator=generator)  # breaks ties; the product below is 0 for all others
+    luck = 1 + torch.rand(rewards.shape, generator=generator)  # breaks ties; below, only best (worst) are above 0
     best, worst = rewards.amax(1, keepdim=True), rewards.amin(1, keepdim=True)
     first = torch.arange(len(rewards)) * rewards.shape[1]
     chosen = first + ((rewards == best) * luck).argmax(1)
@@ -66,7 +66,7 @@ def token_loss(new, tokens, cfg):
     """new [T], the policy's logprobs -> loss [T]: each token gets the whole loss of its pair, number tokens.pair.
 
     tokens.adv is 1 in the chosen response and -1 in the rejected one. tokens.old are the reference's logprobs, in every
-    epoch. A weight is 1 / (2 M responses x own length), so the sum over all tokens is the mean over the M pairs."""
+    epoch. Weights are 1 / (2 M x response length), so the sum over all tokens is the mean over the M pairs."""
     logratio = new - tokens.old
     chosen = common.sum_by(tokens.pair, logratio * (tokens.adv > 0))
     rejected = common.sum_by(tokens.pair, logratio * (tokens.adv < 0))

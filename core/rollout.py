@@ -57,7 +57,7 @@ class Tokens(SimpleNamespace):
 
 
 class Logprobs:
-    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: of which responses."""
+    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: responses that are filled in."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -65,7 +65,7 @@ class Logprobs:
         self.known = np.zeros(len(batch.responses), dtype=bool)
 
     def fill(self, model, rows):
-        """Compute those of these rows that are not known, in one forward pass. All ranks call this together."""
+        """Compute the rows that are not known yet, in one forward pass. All ranks call this together."""
         rows = np.unique(np.array(rows, dtype=np.int64))
         rows = rows[~self.known[rows]]
         if len(rows):
@@ -125,7 +125,7 @@ class Rollouts:
 
         exact: the sampler's logprobs equal the trainer's, so on-policy responses are known. If all are known, measure
         all. Otherwise that would cost a pass over all, so measure a random one in sixteen, and the rows that
-        samples.jsonl records. Those are chosen by their place, not by what they say, so the means stay unbiased."""
+        samples.jsonl records. The latter are chosen by place, not by content, so the means stay unbiased."""
         self.step, self.old, self.ref = step, Logprobs(self.batch), Logprobs(self.batch)
         for name in ("old", "entropy", "ref"):
             vars(self.tokens).pop(name, None)  # of an earlier step
@@ -137,7 +137,7 @@ class Rollouts:
         self.measured = np.sort(every) if self.old.known.all() else np.union1d(every[: len(every) // 16], recorded)
 
     def select(self, rows, units=None, ref=True) -> Batch:
-        """The batch of these rows. Its values get old and entropy, and `ref`, if known for all these rows."""
+        """The batch of these rows. Its values get old and entropy if known for all these rows; likewise `ref`."""
         batch = self.batch.select(rows, units)
         for names, logprobs in ((("old", "entropy"), self.old), *([(("ref",), self.ref)] if ref else [])):
             if logprobs.known[rows].all():
