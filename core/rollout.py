@@ -57,7 +57,7 @@ class Tokens(SimpleNamespace):
 
 
 class Logprobs:
-    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: responses that are filled in."""
+    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: responses filled in."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
