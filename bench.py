@@ -23,6 +23,7 @@ from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choo
                     generate, longest_sequence, parse, rank, say, split, start_processes, observe)
 from core.data import encode
 from core.head import CHUNK
+from core.policy import settings_of
 from core.processes import world
 from core.rewards import decode
 from core.tiny import make_tokenizer
@@ -156,9 +157,7 @@ class Bench:
             kind, (source, config, self.tokenizer) = Policy, find_model(cfg.model, "model")
         if 64 + cfg.new_tokens > longest_sequence(config, windows=device == "cuda"):
             fail(f"--new_tokens {cfg.new_tokens}: more than the model's context, with 64 tokens for the prompt")
-        how = dict(vocab=None if cfg.arch else len(self.tokenizer), temperature=cfg.temperature, offload=cfg.offload,
-                   tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size, recompute=cfg.recompute,
-                   compile=cfg.compile and device == "cuda")
+        how = settings_of(cfg, device) | dict(vocab=None if cfg.arch else len(self.tokenizer))
         with bad_input(f"--model {cfg.model}: ", UNUSABLE):
             self.policy = kind(source, device, lr=cfg.lr, **how)
             self.reference = kind(source, device, **how) if cfg.reference or cfg.kl_coef else None

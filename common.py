@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from core import checkpoint, record
-from core.config import (MODELS, about, arg, check_bounds, choose_template, default_out, find_check,  # noqa: F401
-                         find_model, longest_sequence, model_defaults, parse)
+from core.config import (MODELS, about, arg, choose_template, default_out, find_check, find_model,  # noqa: F401
+                         longest_sequence, parse)
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
 from core.meter import METRICS, Meter, observe  # noqa: F401
 from core.minibatches import split, token_moments  # noqa: F401
-from core.policy import UNUSABLE, Policy
-from core.rewards import REWARDS, compute_rewards, examine, grade, label_problems, reward_names  # noqa: F401
+from core.policy import UNUSABLE, Policy, settings_of
+from core.rewards import REWARDS, compute_rewards, grade, label_problems, reward_names  # noqa: F401
 from core.rollout import Batch, Rollouts, generate
 from core.sampler import TorchSampler, choose_sampler, new_sampler, sampler_of  # noqa: F401
 from core.verify import right, verify, verify_all  # noqa: F401
@@ -204,10 +204,8 @@ class Run:
         PPO's critic. source: folder or hub id, by default the policy's. flag: is named in errors."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
-            return kind(
-                source or self.policy.lm.name_or_path, self.device, lr=lr, vocab=len(self.tokenizer),
-                temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size,
-                offload=cfg.offload or offload, compile=cfg.compile and self.device == "cuda", recompute=cfg.recompute)
+            return kind(source or self.policy.lm.name_or_path, self.device, lr=lr, vocab=len(self.tokenizer),
+                        **settings_of(cfg, self.device, offload))
 
     @property
     def metrics(self) -> dict:

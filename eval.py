@@ -178,7 +178,7 @@ def rescore(cfg):
     save(cfg.out, "summary", {})  # makes the folder; report() fills it in
     if (file := Path(cfg.out, f"{name}.jsonl")).exists() and file.samefile(cfg.rescore):
         fail(f"--rescore {cfg.rescore}: --out {cfg.out} is its own folder, where it would be overwritten; give another")
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
     pairs = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)
     if pairs:

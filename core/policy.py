@@ -35,6 +35,12 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when 
 UNUSABLE = OSError, SafetensorError, ValueError  # weights are missing or broken, or the model is not supported
 
 
+def settings_of(cfg, device: str, offload=False) -> dict:
+    """What a run's configuration says of all its models, as arguments of Policy."""
+    return dict(temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size,
+                offload=cfg.offload or offload, compile=cfg.compile and device == "cuda", recompute=cfg.recompute)
+
+
 def make_savable(generation):
     """Some models have a generation config that transformers loads but refuses to save, such as do_sample false beside
     a temperature. Drop its sampling settings: here they are flags."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from core.config import ROOT
 from core.config import number as short
-from core.files import read_lines
+from core.files import read_lines, write_whole
 from core.processes import all_reduce, rank, say, world
 from core.rewards import examine
 from core.sampler import TorchSampler
@@ -193,36 +193,42 @@ def evaluate(run):
     _, low, high = with_interval(rollouts.correct.mean(1))
     file = run.folder / f"eval/step_{step:06d}/{Path(run.cfg.eval_data).stem}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows_of(rollouts, run.cfg.seed)))
+    write_whole(file, "".join(json.dumps(row, default=str) + "\n" for row in rows_of(rollouts, run.cfg.seed)))
     what = f"{len(rollouts.problems)} test problems, {rollouts.n} responses each"
     interval = f"95 % interval {low:.1%} to {high:.1%}"
     say(fit_width(f"step {step}: accuracy {accuracy:.1%} on {what}, {interval}"))
     return rollouts
 
 
-def draw(script: str, out: str) -> str:
-    """Run plot.py or show.py on the run, as a process of its own. Returns the file that it wrote, or "" with a warning:
-    the run itself is whole."""
-    done = subprocess.run([sys.executable, ROOT / script, out], capture_output=True, text=True)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        say(f"warning: {script}: {why.removeprefix('error: ')}")
-    return "" if done.returncode else done.stdout.strip()
+def start_drawing(script: str, out: str) -> subprocess.Popen:
+    """plot.py or show.py on the run, as a process of its own."""
+    command = [sys.executable, ROOT / script, out]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def drawing(process: subprocess.Popen) -> str:
+    """The file that such a process has written, or "" with a warning: the run itself is whole."""
+    written, errors = process.communicate()
+    if process.returncode:
+        why = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        say(f"warning: {Path(process.args[1]).name}: {why.removeprefix('error: ')}")
+    return "" if process.returncode else written.strip()
 
 
 def conclusion(run, evaluated):
     """On rank 0, of a finished run: draw curves.png and show.html, and say what has come of it. evaluated: the rollouts
     of the last evaluation, or None."""
     out = run.cfg.out
-    curves = draw("plot.py", out)
+    curves = start_drawing("plot.py", out)
+    page = start_drawing("show.py", out) if run.cfg.show else None  # at the same time
     for row in [row for row in (0, 4) if evaluated and row < len(evaluated.texts)]:
         say("\n".join(f"{k}: {x}" for k, x in evaluated.show(row, run.tokenizer).items()) + "\n")
     tests = [row["eval_accuracy"] for _, row in read_lines(run.folder / "metrics.jsonl")]
     if tests := [accuracy for accuracy in tests if accuracy is not None]:
         say(f"accuracy on {len(run.tests)} test problems: {tests[0]:.1%} before, {tests[-1]:.1%} after")
-    say(fit_width(f"model: {out}/final   curves: {curves}   numbers: {out}/metrics.jsonl"))
-    if run.cfg.show and (page := draw("show.py", out)):
-        say(f"what was learned, token by token: {page}")
+    say(fit_width(f"model: {out}/final   curves: {drawing(curves)}   numbers: {out}/metrics.jsonl"))
+    if page and (file := drawing(page)):
+        say(f"what was learned, token by token: {file}")
     check = ["--check", run.cfg.check] if run.cfg.check else []
     say(f"evaluate it: {shlex.join(['python', 'eval.py', '--model', f'{out}/final', *check])}")
     say(f"train it further: the same command with --steps {2 * run.cfg.steps} --resume")

@@ -31,6 +31,7 @@ from core.packing import refuse_attention, shared_start
 from core.head import logits_of
 from core.processes import bad_input, fail, progress, say
 from core.streams import streams, uniforms
+from core.vllm_sampler import VLLMSampler
 
 
 # ------------------------------------------------------------------------------------------------ the KV cache
@@ -280,12 +281,8 @@ def choose_sampler(cfg):
     name, gpu = cfg.sampler, torch.cuda.is_available()
     if name == "auto":
         name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
-        if gpu and name == "hf":
-            say("WARNING: vLLM is missing, so sampling on this GPU will be slow: pip install -r requirements.txt")
     if name == "hf":
         return TorchSampler
-    from core.vllm_sampler import VLLMSampler  # here, because that file needs this one
-
     VLLMSampler.load()  # report a bad installation before the policy is loaded
     return functools.partial(VLLMSampler, longest=cfg.max_prompt_tokens + cfg.max_new_tokens, tp=cfg.tp,
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)
@@ -295,7 +292,10 @@ def new_sampler(cfg, policy, tokenizer):
     """The policy's sampler, as --sampler names it. It stops at the end tokens of the model's generation config and of
     the tokenizer."""
     with bad_input():
-        return choose_sampler(cfg)(policy, end_tokens(policy.lm.generation_config, tokenizer))
+        kind = choose_sampler(cfg)
+        if cfg.sampler == "auto" and kind is TorchSampler and torch.cuda.is_available():
+            say("WARNING: vLLM is missing, so sampling on this GPU will be slow: pip install -r requirements.txt")
+        return kind(policy, end_tokens(policy.lm.generation_config, tokenizer))
 
 
 def sampler_of(run, model: str, flag: str):

@@ -60,7 +60,7 @@ COLUMNS = [name for name in OURS if name != "row"] + ["source"]
 def read_responses(file) -> dict[str, np.ndarray]:
     """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
 
-    A row is one that Rollouts.rows() made; or it has problem, answer, and response or a list of responses, and if they
+    A row is one that rows_of() made; or it has problem, answer, and response or a list of responses, and if they
     are graded, correct, or peer_score for a list; other columns of such a row, whatever they are called, are the
     user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
     problems, place = {}, 0  # {problem: its samples}; the line that is being read

@@ -31,7 +31,6 @@ def test_core_imports_nothing_from_above():
 def test_core_has_no_circle():
     """Files whose imports are all done are taken away, until none is left."""
     left = {name: imports(file) & CORE.keys() for name, file in CORE.items()}
-    # choose_sampler() imports vLLM's sampler when it is asked for; that file needs none of the other sampler's.
     while done := {name for name, needs in left.items() if not needs & left.keys()}:
         left = {name: needs for name, needs in left.items() if name not in done}
     assert not left
