@@ -162,7 +162,7 @@ class Run:
       tests         problems of the evaluations
       policy        the model that is trained
       reference     the initial policy, if it is needed, else None
-      sampler       writes the responses, see core/sampler.py; steps() starts it
+      sampler       writes the responses, see core/sampler.py; before steps() starts it, its class
       checkpointed  {name: dict, or object with state_dict and load_state_dict} to save and resume; a fork may add some
       state         {step, drawn, sampled, data}: steps done, problems drawn and sampled, fingerprint of the data
       meter         the numbers of the step, see core/meter.py
@@ -181,8 +181,8 @@ class Run:
             checkpoint.check_folder(self.folder, self.config)
         with bad_input():
             reward_names(cfg.reward)
-            windows = self.device == "cuda" and choose_sampler(cfg) is not TorchSampler
-        longest = longest_sequence(model_config, windows)
+            self.sampler = choose_sampler(cfg)
+        longest = longest_sequence(model_config, self.device == "cuda" and self.sampler is not TorchSampler)
         if cfg.max_prompt_tokens + cfg.max_new_tokens > longest:
             fail(f"--max_prompt_tokens {cfg.max_prompt_tokens} + --max_new_tokens {cfg.max_new_tokens} exceed the "
                  f"context of {cfg.model}, {longest} tokens; lower one of them")
@@ -221,7 +221,7 @@ class Run:
         signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
-        self.sampler = new_sampler(cfg, self.policy, self.tokenizer)  # started last: vLLM takes all free memory
+        self.sampler = new_sampler(self.sampler, self.policy, self.tokenizer)  # last: vLLM takes all free memory
         found = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         if rank() == 0:
             checkpoint.open_folder(self.folder, self.config, found, state["data"])

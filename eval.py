@@ -193,10 +193,10 @@ def open_model(cfg) -> tuple:
     device = start_processes()  # first: from here on, a failure may hit one rank alone
     source, config, tokenizer = find_model(cfg.model, "model")
     with bad_input():
-        plain = choose_sampler(cfg) is TorchSampler
+        kind = choose_sampler(cfg)
     with bad_input(f"--model {cfg.model}: ", UNUSABLE):
         policy = Policy(source, device, vocab=len(tokenizer))
-    sampler = new_sampler(cfg, policy, tokenizer)
+    sampler, plain = new_sampler(kind, policy, tokenizer), kind is TorchSampler
     sampler.sync(policy)
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "math-verify")}
     weights = sum(weight.abs().sum(dtype=torch.float64).item() for _, weight in policy.weights())  # a checksum

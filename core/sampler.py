@@ -281,6 +281,8 @@ def choose_sampler(cfg):
     name, gpu = cfg.sampler, torch.cuda.is_available()
     if name == "auto":
         name = "vllm" if gpu and importlib.util.find_spec("vllm") else "hf"
+        if gpu and name == "hf":
+            say("WARNING: vLLM is missing, so sampling on this GPU will be slow: pip install -r requirements.txt")
     if name == "hf":
         return TorchSampler
     VLLMSampler.load()  # report a bad installation before the policy is loaded
@@ -288,25 +290,21 @@ def choose_sampler(cfg):
                              memory=cfg.vllm_memory, request_seeds=cfg.request_seeds)
 
 
-def new_sampler(cfg, policy, tokenizer):
-    """The policy's sampler, as --sampler names it. It stops at the end tokens of the model's generation config and of
-    the tokenizer."""
+def new_sampler(kind, policy, tokenizer):
+    """A sampler for the policy. kind: from choose_sampler(). It stops at the end tokens of the tokenizer and of the
+    model's generation config."""
     with bad_input():
-        kind = choose_sampler(cfg)
-        if cfg.sampler == "auto" and kind is TorchSampler and torch.cuda.is_available():
-            say("WARNING: vLLM is missing, so sampling on this GPU will be slow: pip install -r requirements.txt")
         return kind(policy, end_tokens(policy.lm.generation_config, tokenizer))
 
 
 def sampler_of(run, model: str, flag: str):
     """A sampler of another model, such as a teacher. flag: the flag that names it. fail() if its tokens differ."""
-    cfg = run.cfg
     source, _, tokenizer = find_model(model, flag)
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():
-        fail(f"--{flag} {model}: its tokens differ from those of {cfg.model}; use a model of the same family")
+        fail(f"--{flag} {model}: its tokens differ from those of {run.cfg.model}; use a model of the same family")
     weights = run.new_model(source, flag=flag, offload=True)  # used once
-    sampler = new_sampler(cfg, weights, tokenizer)
+    sampler = new_sampler(run.sampler, weights, tokenizer)
     sampler.sync(weights)
     sampler.rest()
-    cfg.sampler = "hf"  # for the policy's evaluation: a process can have only one vLLM engine
+    run.sampler = TorchSampler  # for evaluations of the policy: a process can have one vLLM engine
     return sampler
