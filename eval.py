@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -131,7 +132,7 @@ def in_words(value) -> str:
 def table(rows: list[dict]):
     """Print rows in columns, under the names of the first row's columns."""
     cells = [list(rows[0]), *[[in_words(value) for value in row.values()] for row in rows]]
-    widths = [max(map(len, column)) for column in zip(*cells)]
+    widths = [max(map(len, column)) for column in zip_longest(*cells, fillvalue="")]  # a row may lack the last k
     say("")
     for row in cells:
         say("  ".join(x.rjust(width) if i else x.ljust(width) for i, (x, width) in enumerate(zip(row, widths))))
@@ -165,6 +166,8 @@ def report(cfg, settings: dict, saved: dict[str, dict]) -> dict:
 def rescore(cfg):
     """Grade saved responses again, and say how often the file's own grades agree."""
     name, saved, check = Path(cfg.rescore).stem, read(cfg.rescore), find_check(cfg.check)
+    if (file := Path(cfg.out, f"{name}.jsonl")).exists() and file.samefile(cfg.rescore):
+        fail(f"--rescore {cfg.rescore}: --out {cfg.out} is its own folder, where it would be overwritten; give another")
     texts, old = saved["response"].flatten(), saved["correct"].flatten()
     sources = saved.pop("source").flatten()
     problems = [problem_of(row) if check else dict(answer=gold) for row, gold in zip(sources, saved["gold"].flat)]
@@ -175,9 +178,7 @@ def rescore(cfg):
     rows = to_rows(saved)
     if check:
         rows = [row | about_problem(problem, row["problem_id"], check) for row, problem in zip(rows, problems)]
-    save(cfg.out, "summary", {})  # makes the folder; report() fills it in
-    if (file := Path(cfg.out, f"{name}.jsonl")).exists() and file.samefile(cfg.rescore):
-        fail(f"--rescore {cfg.rescore}: --out {cfg.out} is its own folder, where it would be overwritten; give another")
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
     report(cfg, dict(rescored=cfg.rescore), {name: saved})
     pairs = Counter((bool(here), bool(there)) for here, there in zip(saved["correct"].flat, old) if there is not None)

@@ -371,8 +371,16 @@ def test_a_file_of_the_users_own_in_the_output_folder_is_not_touched(tmp_path, c
     before = file.read_bytes()
     assert "answers another problem" in error_of(capsys, "--bench", file, *QUICK, "--out", tmp_path)
     saved = write(tmp_path / "mine.jsonl", [dict(problem="3+4", answer="7", response="7", note="precious")])
+    (tmp_path / "summary.json").write_text("mine, too")
     assert "would be overwritten" in error_of(capsys, "--rescore", saved, "--out", tmp_path)
     assert file.read_bytes() == before and "precious" in saved.read_text()
+    assert (tmp_path / "summary.json").read_text() == "mine, too"
+
+
+def test_a_table_shows_every_cell_of_the_longer_rows(capsys):
+    """More than 256 samples have pass@k up to the last k, but maj@k up to 256 only."""
+    evaluation.table([{"tiny": "maj@k", "k=1": 0.5}, {"tiny": "pass@k", "k=1": 0.5, "k=2": 0.75}])
+    assert capsys.readouterr().out.split() == ["tiny", "k=1", "maj@k", "50.0", "pass@k", "50.0", "75.0"]
 
 
 def test_the_turns_of_a_chat_stay_in_the_prompt_when_a_wrong_answer_is_continued(tmp_path):
