@@ -6,8 +6,8 @@
     python bench.py --arch 32b --plan 8                                          memory on 8 GPUs, before you rent them
 
 No token ends a response: each has new_tokens tokens. The reward is the share of token ids that 7 divides, so that
-rewards differ even with random weights. Utilisation is the FLOP/s of the matrix products, divided by those of one
-product of size 4,096 in the same run. A forward pass counts 2 FLOPs per parameter and token, a backward pass 4.
+rewards differ even with random weights. Utilisation is the FLOP/s of the matrix products, divided by those of large
+products in the same run (matmul_rate). A forward pass counts 2 FLOPs per parameter and token, a backward pass 4.
 Attention counts as causal, the head on response tokens only, a prompt once per response.
 """
 
@@ -19,15 +19,15 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from common import (UNUSABLE, Policy, Rollouts, all_reduce, arg, bad_input, choose_sampler, fail, find_model, full_loss,
-                    generate, longest_sequence, parse, rank, say, split, start_processes, observe)
+from common import (UNUSABLE, Policy, Rollouts, TorchSampler, all_reduce, arg, bad_input, choose_sampler, fail,
+                    find_model, full_loss, generate, longest_sequence, parse, rank, say, split, start_processes,
+                    observe)
 from core.data import encode
-from core.head import CHUNK
+from core.memory import CONTEXT, choose, count, engine_share, fit, left, training_memory
 from core.policy import settings_of
 from core.processes import world
 from core.rewards import decode
 from core.tiny import make_tokenizer
-from core.vllm_sampler import engine_share
 from grpo import Config, advantages, token_loss
 import numpy as np
 import torch
@@ -55,60 +55,35 @@ def architecture(name: str):
     return Qwen2Config(**dict(zip(SIZES, ARCHS[name])), architectures=["Qwen2ForCausalLM"])
 
 
-def count(config) -> tuple[int, int, int]:
-    """Parameters of the whole model, of embedding and head (one table if they are tied), and of one table."""
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
-    tables = [p.numel() for p in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}]
-    return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables)
+def report(cfg, config, gpus: int) -> str:
+    """What training needs, and what is left for vLLM, on GPUs of 80 and of 141 GB that share one copy of the state.
 
-
-def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK) -> dict[str, float]:
-    """Bytes on each of `gpus` GPUs that share one copy of the state. A micro-batch has `tokens` tokens.
-
-      gathered     bf16 weights of embedding and head, the head's gradient, and 6 bytes per parameter of one block
-      activations  bf16: the input of each block, and all that transformers' Llama and Qwen keep inside a block: of one
-                   block at a time, and of those that are not computed again
-      logits       of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
-      peak         the largest sum of what is there at the same time: in a block; in the head; or at the end, where the
-                   gradients of embedding and head are there in bf16 and fp32. CUDA and NCCL need some GB more"""
-    whole, ends, table = count(config)
-    layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    kept = layers - len(range(0, layers, recompute)) if recompute else layers - 1  # blocks that keep their activations
-    own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
-    stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
-    parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
-                 gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
-                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
-    if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
-        parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
-    in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
-    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # the head's gradient in fp32, a sum over chunks
-    in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
-    at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
-    peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)
-    return parts | dict(peak=peak)
-
-
-def report(config, gpus: int, tokens: int, offload=False, recompute=1) -> str:
-    """A table of the memory that training needs, and what is left for vLLM on GPUs of 80 and of 141 GB."""
+    --tokens_per_micro and --recompute are chosen for each kind as a run chooses them, unless they are given."""
     whole, _, table = count(config)
-    memory, heads = training_memory(config, gpus, tokens, offload, recompute), config.num_key_value_heads
-    lines = [f"computed GB per GPU: {whole / 1e9:.2f} B parameters, {gpus} GPU(s), {tokens} tokens per micro-batch"]
-    lines += [f"  {name:12}{size / 1e9:8.1f}" for name, size in memory.items()]
+    heads, least = config.num_key_value_heads, cfg.max_prompt_tokens + cfg.max_new_tokens
     cache = 4 * config.num_hidden_layers * heads * config.hidden_size // config.num_attention_heads  # bytes per token
+    reference = 4 * whole / gpus * bool(cfg.reference or cfg.kl_coef) * (not cfg.offload)
+    columns, says = [], []
     for total in (80e9, 141e9):
-        free = total - memory["parameters"] - memory["optimizer"] - 1e9  # while vLLM samples
-        says = "no room for vLLM; give --offload true or take more GPUs"
+        resident = reference + (0 if cfg.offload else 12 * whole / gpus)
+        free = total - CONTEXT - resident
+        room = left(free, total, engine=True)
+        tokens, recompute, needed = choose(config, gpus, room, least, cfg.offload, cfg.tokens_per_micro, cfg.recompute)
+        memory = training_memory(config, gpus, tokens, cfg.offload, recompute)
+        sizes = {name: f"{size / 1e9:.1f}" for name, size in memory.items()} | dict(reference=f"{reference / 1e9:.1f}")
+        columns.append(dict(tokens_per_micro=str(tokens), recompute=str(recompute)) | sizes)
+        told = "no room for vLLM; give --offload true or take more GPUs"
         for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the last that fits counts
-            cached = tp * (0.9 * free - 2 * table - 2.25 * whole / tp) / cache  # tokens
+            cached = tp * (0.9 * free - 6 * table - 2.25 * whole / tp) / cache  # tokens
             if heads % tp == 0 and cached > 1e5:  # 25 responses of 4,000 tokens at a time
                 size = total * engine_share(free, total, whole, table, tp)
-                says = f"vLLM with --tp {tp} gets {size / 1e9:.0f} GB and caches {cached / 1e3:.0f} k tokens"
-        if memory["peak"] > 0.95 * total:
-            says = "too small to train on; give --offload true, lower --tokens_per_micro or take more GPUs"
-        lines.append(f"GPU of {total / 1e9:.0f} GB: {says}")
-    return "\n".join(lines)
+                told = f"vLLM with --tp {tp} gets {size / 1e9:.0f} GB and caches {cached / 1e3:.0f} k tokens"
+        if needed > room:
+            told = "too small to train on; give --offload true, lower --tokens_per_micro or take more GPUs"
+        says.append(f"GPU of {total / 1e9:.0f} GB: {told}")
+    lines = [f"{whole / 1e9:.2f} B parameters, {gpus} GPU(s); computed GB per GPU", f"{'':18}{'of 80':>9}{'of 141':>9}"]
+    lines += [f"  {name:16}{columns[0][name]:>9}{columns[1][name]:>9}" for name in columns[0]]
+    return "\n".join(lines + says)
 
 
 # ------------------------------------------------------------------------------------------------ the phases of a step
@@ -162,7 +137,9 @@ class Bench:
             self.policy = kind(source, device, lr=cfg.lr, **how)
             self.reference = kind(source, device, **how) if cfg.reference or cfg.kl_coef else None
         with bad_input():
-            self.sampler = choose_sampler(cfg)(self.policy, set())  # no token ends a response
+            kind = choose_sampler(cfg)
+            fit(cfg, dict(trainer=self.policy), kind is not TorchSampler)
+            self.sampler = kind(self.policy, set())  # no token ends a response
         texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(cfg.prompts)]
         self.problems = [encode(text, "none", self.tokenizer) for text in texts]  # 16 to 24 characters
         zeros = np.zeros(cfg.new_tokens, dtype=np.float32)  # logprobs and entropies
@@ -179,6 +156,7 @@ class Bench:
         decode(rollouts.responses, self.tokenizer)
         rewards = torch.tensor([np.mean(ids % 7 == 0) for ids in rollouts.batch.responses]).view(-1, cfg.samples)
         self.sampler.sleep()
+        torch.cuda.is_available() and torch.cuda.reset_peak_memory_stats()  # from here on, training alone
         if cfg.phase in ("sample", "sync"):
             return
         rollouts.prepare(number, cfg.phase == "update" or cfg.phase == "all" and self.sampler.exact, [])
@@ -196,11 +174,16 @@ class Bench:
 
 
 def matmul_rate(size: int = 4096) -> float:
-    """FLOP/s of a product of two square matrices in the compute precision: the best of several, summed over ranks."""
-    how = dict(device="cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else dict(dtype=torch.float32)
-    a = torch.randn(size, size, **how)
-    runs = Timer("a @ a", globals=dict(a=a), num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=2)
-    return all_reduce(torch.tensor(2 * size**3 / min(runs.times), dtype=torch.float64)).item()
+    """FLOP/s of a product of two square matrices in the compute precision: the best of several, summed over ranks.
+
+    On a GPU: ten products of twice the size at a time, because one alone would mostly wait."""
+    gpu, count = torch.cuda.is_available(), 1
+    if gpu:
+        size, count = 2 * size, 10
+    a = torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
+    products = Timer(f"for _ in range({count}): a @ a", globals=dict(a=a), num_threads=torch.get_num_threads())
+    seconds = min(products.blocked_autorange(min_run_time=2).times)
+    return all_reduce(torch.tensor(count * 2 * size**3 / seconds, dtype=torch.float64)).item()
 
 
 def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
@@ -214,11 +197,11 @@ def forward_flops(lm, prompts: list[int], new_tokens: int) -> float:
 
 def main():
     random = any(flag.startswith("--arch") for flag in sys.argv)
-    usual = ["--tokens_per_micro", str(Config.tokens_per_micro)] if random else []  # or it would be that of tiny
+    usual = ["--tokens_per_micro", "0", "--max_new_tokens", "3072"] if random else []  # or they would be those of tiny
     cfg = parse(Options, __doc__, usual + sys.argv[1:])
     if cfg.plan:
         config = architecture(cfg.arch) if cfg.arch else find_model(cfg.model, "model")[1]
-        return print(report(config, cfg.shard_size or cfg.plan, cfg.tokens_per_micro, cfg.offload, cfg.recompute))
+        return print(report(cfg, config, cfg.shard_size or cfg.plan))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(cfg, folder)
     laps = [{} for _ in range(cfg.steps + 1)]
@@ -226,7 +209,9 @@ def main():
         timed(lap, "step", bench.step, number, lap)
     tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
     forward = cfg.samples * forward_flops(bench.policy.lm, [len(p["prompt"]) for p in bench.problems], cfg.new_tokens)
-    peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss  # without a GPU, the first is 0
+    peak = 1024 * resource.getrusage(0).ru_maxrss
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() - getattr(bench.sampler, "phantom", 0)
     peak = all_reduce(torch.tensor(peak / 2**30)).item() / world()
     result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=world(), steps=cfg.steps, peak_gib=peak,
                   matmul_gflops=rate / 1e9, floor=4 * forward / rate)

@@ -14,6 +14,7 @@ from core import checkpoint, record
 from core.config import (MODELS, about, arg, choose_template, default_out, find_check, find_model,  # noqa: F401
                          longest_sequence, parse)
 from core.data import TEMPLATES, Problems, fingerprint, load_data, take  # noqa: F401
+from core.memory import fit
 from core.meter import METRICS, Meter, observe  # noqa: F401
 from core.minibatches import split, token_moments  # noqa: F401
 from core.policy import UNUSABLE, Policy, settings_of
@@ -59,9 +60,9 @@ class Config:
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
     tis_cap: float = arg(2.0, "cap of the truncated importance weight, trainer over sampler (0: off)", least=0)
     # memory and processes
-    tokens_per_micro: int = arg(16384, "most tokens in a micro-batch of one device; less saves memory", least=1)
+    tokens_per_micro: int = arg(0, "most tokens in a micro-batch of one device (0: what fits; on CPUs 16384)", least=0)
     shard_size: int = arg(0, "processes of a node that split one copy of the trained state (0: all)", least=0)
-    recompute: int = arg(1, "on GPUs, blocks recomputed in the backward pass (1: all, 2: half, 0: none)", least=0)
+    recompute: int = arg(-1, "GPUs: recompute each RECOMPUTE-th block, for memory (0: none, -1: what fits)", least=-1)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
     # sampler
@@ -221,6 +222,7 @@ class Run:
         signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
+        self.config["about"] |= fit(cfg, self.checkpointed, self.sampler is not TorchSampler)
         self.sampler = new_sampler(self.sampler, self.policy, self.tokenizer)  # last: vLLM takes all free memory
         found = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         if rank() == 0:

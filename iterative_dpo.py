@@ -40,6 +40,7 @@ class Config(common.Config):
     loss_norm: common.LossNorm = common.arg("sequence", "sequence: the mean over pairs; else long pairs weigh more")
     tis_cap: float = common.arg(0.0, "0: no importance weight; pairs may come from any policy", least=0)
 
+    together = 2  # responses that share a micro-batch: for the memory plan
     on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)
 
 

@@ -15,6 +15,7 @@ minibatches   a batch cut into updates and micro-batches
 packing       sequences of unequal length in one row, and attention over it
 head          logits, a chunk of tokens at a time
 policy        the trainable model
+memory        what training and an engine need of a GPU, and the choices that follow
 meter         the numbers of the step that is running
 checkpoint    the output folder of a run
 record        what a run says and leaves: samples token by token, evaluations, its pictures

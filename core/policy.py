@@ -23,6 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.head import CHUNK, Chunks, logits_of
+from core.memory import TOKENS
 from core.minibatches import plan
 from core.packing import Pack
 from core.processes import all_reduce, rank, world
@@ -37,8 +38,9 @@ UNUSABLE = OSError, SafetensorError, ValueError  # weights are missing or broken
 
 def settings_of(cfg, device: str, offload=False) -> dict:
     """What a run's configuration says of all its models, as arguments of Policy."""
-    return dict(temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro, shard_size=cfg.shard_size,
-                offload=cfg.offload or offload, compile=cfg.compile and device == "cuda", recompute=cfg.recompute)
+    return dict(temperature=cfg.temperature, tokens_per_micro=cfg.tokens_per_micro or TOKENS[0],
+                shard_size=cfg.shard_size, offload=cfg.offload or offload, compile=cfg.compile and device == "cuda",
+                recompute=1 if cfg.recompute < 0 else cfg.recompute)
 
 
 def make_savable(generation):
@@ -61,12 +63,13 @@ class Policy(nn.Module):
       offload      masters, gradients and optimizer live on the CPU. (A lone process adds up gradients on the GPU.)
       compile      torch.compile, block by block. Not on the CPU: it would trace each micro-batch anew.
       recompute    on a GPU, one block in so many does not keep its activations: the backward pass computes them again
+                   (0: all keep them). See memory.fit(), which chooses it together with tokens_per_micro
 
     On CUDA the blocks compute in bf16 and reduce gradients in fp32. A `batch` is a rollout.Batch.
     Raises ValueError for a model whose logprobs transformers computes otherwise."""
 
-    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01, tokens_per_micro=16384,
-                 shard_size=0, offload=False, compile=False, recompute=1):
+    def __init__(self, model, device, vocab=None, temperature=1.0, lr=None, weight_decay=0.01,
+                 tokens_per_micro=TOKENS[0], shard_size=0, offload=False, compile=False, recompute=1):
         super().__init__()
         if world() % (shard_size or 1):
             raise ValueError(f"--shard_size {shard_size} does not divide the {world()} processes")
@@ -83,8 +86,7 @@ class Policy(nn.Module):
         self.sharded = dist.is_initialized()
         self.requires_grad_(lr is not None).train(lr is not None)
         self.refuse_other_models()
-        if self.device.type == "cuda" and recompute:
-            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False), every_n_layers=recompute)
+        self.recompute(recompute)
         if compile:
             torch._dynamo.config.recompile_limit = 32  # with and without gradient, for each model and kind of block
             for block in self.blocks():
@@ -93,7 +95,7 @@ class Policy(nn.Module):
         if offload:  # torchrun gives a process one thread, too few for the sums and the optimizer of a whole shard
             cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             torch.set_num_threads(max(cores, torch.get_num_threads()))
-        size = shard_size or world()
+        self.shards = size = shard_size or world()
         self.whole = self.sharded and size == 1  # each process holds the whole state
         if self.sharded:
             shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
@@ -164,6 +166,14 @@ class Policy(nn.Module):
             for buffer in self.buffers():
                 dist.broadcast(buffer, 0)
 
+    def recompute(self, every: int):
+        """On a GPU: one block in `every` does not keep its activations (0: all keep them). Call this before the first
+        forward pass."""
+        if self.device.type == "cuda":
+            self.lm.gradient_checkpointing_disable()
+        if self.device.type == "cuda" and every:
+            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False), every_n_layers=every)
+
     def blocks(self):
         """The transformer blocks, in order."""
         names = set(self.lm._no_split_modules or [])
@@ -217,6 +227,8 @@ class Policy(nn.Module):
             both = torch.stack(self(pack)).float().cpu()
             if real:
                 out[:, batch.token_index(rows)] = both
+        if self.sharded:  # FSDP frees embedding and head only after a backward pass
+            self.reshard()
         return tuple(all_reduce(out))
 
     def update(self, batch, objective, max_grad_norm=1.0, entropy_grad=False, lr=None) -> dict:
@@ -234,6 +246,8 @@ class Policy(nn.Module):
         for pack, rows, real, last in self._micros(batch):
             if self.whole:  # gradients add up where they arise; the copies, or the CPU of --offload, get the sum
                 self.set_requires_gradient_sync(last)
+            elif self.sharded and self.shards < world():  # each copy adds up its own; only the last sum crosses nodes
+                self.set_requires_all_reduce(last)
             index, lengths = batch.token_index(rows), (batch.ends - batch.starts)[rows]
             tokens = {name: value[index] for name, value in batch.values.items()}
             tokens["response"] = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))

@@ -5,10 +5,13 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import signal
 import sys
 import time
 import traceback
+import warnings
+from pathlib import Path
 
 import torch
 
@@ -35,11 +38,37 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+DRIVERS = {"11": 450, "12": 525, "13": 580}  # CUDA of the torch build: the oldest driver that runs it
+
+
+def look_for_gpu() -> bool:
+    """Whether there is a GPU. fail() if there is one that can't be used: a run must not end up on the CPU unnoticed."""
+    on_purpose = "; or train on the CPU on purpose: CUDA_VISIBLE_DEVICES="
+    with warnings.catch_warnings(action="ignore"):  # torch warns about an old driver, at length
+        usable = torch.cuda.is_available()
+    if usable:
+        number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= count:
+            fail(f"process {number} of this node has no GPU of its own; start at most --nproc-per-node {count}")
+        major, minor = torch.cuda.get_device_capability(number)
+        if major < 8:
+            fail(f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and bf16 and the attention "
+                 f"kernel need 8.0 (A100, RTX 30) or newer; take a newer GPU{on_purpose}")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    there = any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl"))
+    if torch.version.cuda and there and not usable and not hidden:
+        file, needed = Path("/proc/driver/nvidia/version"), DRIVERS.get(torch.version.cuda.split(".")[0], "a newer one")
+        found = re.search(r"\d+\.[\d.]+", file.read_text()) if file.exists() else None
+        fail(f"there is a GPU that torch can't use: its driver is {found[0] if found else 'unknown'}, and torch "
+             f"{torch.__version__} needs {needed} or newer; update the driver, or install a torch for it{on_purpose}")
+    return usable
+
+
 def start_processes() -> str:
     """Join torchrun's process group, if there is one. Returns the device, "cuda" or "cpu".
 
     A single GPU gets a group of its own, because FSDP needs one."""
-    cuda = torch.cuda.is_available()
+    cuda = look_for_gpu()
     if not cuda and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         # glibc returns large pieces of memory to the system, and every step asks for them again: 5 to 8 % of its time.
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -10,13 +10,14 @@ import numpy as np
 from core.answers import extract, gold_answer
 from core.rows import open_rows
 
-# The columns of a saved response that are ours. A column of the data that is called like one of them is in `row`.
+# Our columns of a saved response. If a column of the data has one of these names, it is saved in `row`.
 OURS = "problem_id problem gold after turns response extracted correct tokens finish end seed sample row".split()
 
 
 def about_problem(problem: dict, number: int, check=None) -> dict:
-    """What a saved response says of its problem, number `number` of the benchmark. With a check of the user's own the
-    columns of the data are saved too, because grading again may need them."""
+    """The columns of a saved response that describe its problem, number `number` of the benchmark.
+
+    With a check of the user's own, all columns of the data are saved too: the check may need them again."""
     words = dict(problem_id=number, problem=problem["problem"], gold=problem.get("answer"))
     words |= dict(after=problem.get("after", "")) | (dict(turns=problem["turns"]) if problem.get("turns") else {})
     if not check:
@@ -27,7 +28,7 @@ def about_problem(problem: dict, number: int, check=None) -> dict:
 
 
 def problem_of(saved: dict) -> dict:
-    """The problem of a saved response, ours or of others, as a check needs it: the inverse of about_problem()."""
+    """The problem of a saved response, as a check needs it. The inverse of about_problem(); also for others' files."""
     if "finish" not in saved:  # not ours: all columns are the user's
         return dict(row=saved, problem=saved["problem"], answer=saved.get("answer"))
     columns = {name: x for name, x in saved.items() if name not in OURS} | saved.get("row", {})
@@ -36,8 +37,9 @@ def problem_of(saved: dict) -> dict:
 
 
 def rows_of(rollouts, seed: int = 0, first: int = 0) -> list[dict]:
-    """All graded rollouts as an evaluation saves them, one row per response; the first problem is number `first`.
-    An end token is saved where it is another one than the tokenizer's: a perplexity needs it."""
+    """Graded rollouts -> the rows that an evaluation saves, one per response. The first problem has number `first`.
+
+    `end` is saved only if a response ended with another token than the tokenizer's end token. Perplexities need it."""
     rows = []
     for row, text in enumerate(rollouts.texts):
         i, j = divmod(row, rollouts.n)
@@ -50,7 +52,7 @@ def rows_of(rollouts, seed: int = 0, first: int = 0) -> list[dict]:
 
 
 def to_rows(saved: dict[str, np.ndarray]) -> list[dict]:
-    """The rows {column: value} of columns [P, n], the samples of a problem together."""
+    """Columns [P, n] -> rows {column: value}. The samples of a problem stay together."""
     return [dict(zip(saved, values)) for values in zip(*[column.flat for column in saved.values()])]
 
 
@@ -58,11 +60,12 @@ COLUMNS = [name for name in OURS if name != "row"] + ["source"]
 
 
 def read_responses(file) -> dict[str, np.ndarray]:
-    """The columns COLUMNS, each [P, n], of a .jsonl file of saved responses, the samples of a problem seed by seed.
+    """A .jsonl file of saved responses -> {column of COLUMNS: its values [P, n]}. Samples are in the order of seeds.
 
-    A row is one that rows_of() made; or it has problem, answer, and response or a list of responses, and if they
-    are graded, correct, or peer_score for a list; other columns of such a row, whatever they are called, are the
-    user's. What a row lacks is None; source is the row itself. Raises ValueError, which says what is wrong where."""
+    Two kinds of rows can be read. The first has `finish`: rows_of() made it. The second has problem, answer, and
+    response or a list `responses`; if it is graded, also correct, or a list peer_score. All its other columns are the
+    user's. A value that a row lacks is None. source is the row itself.
+    Raises ValueError: what is wrong where."""
     problems, place = {}, 0  # {problem: its samples}; the line that is being read
     try:
         for place, row in enumerate(open_rows(str(file)), 1):  # noqa: B007
@@ -97,13 +100,13 @@ def read_responses(file) -> dict[str, np.ndarray]:
 
 
 def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
-    """The complete lines of an evaluation's file, by seed, then problem, then sample. Raises ValueError if a line
-    belongs to another problem than today's."""
+    """The complete lines of an evaluation's file, in the order of seed, problem, sample. Raises ValueError if a line
+    answers another problem than today's."""
     lines = [line for line in open(file, "rb") if line.endswith(b"\n")]
     today = [json.loads(json.dumps(about_problem(p, i, check), default=str)) for i, p in enumerate(problems)]
     for number, line in enumerate(lines):
         row, expected = json.loads(line), today[number // samples % len(problems)]
-        for name in sorted(expected, key=lambda name: name == "problem_id"):  # which comes last: the others say more
+        for name in sorted(expected, key=lambda name: name == "problem_id"):  # last: the other columns say more
             old, value = row.get(name) if isinstance(row, dict) else row, expected[name]
             if old != value:
                 raise ValueError(f"{file}: row {number + 1} answers another problem: its {name} is {str(old)[:60]!r}, "
@@ -112,8 +115,8 @@ def saved_lines(file, problems: list[dict], samples: int, check) -> list[bytes]:
 
 
 def label(name: str, names: list[str]) -> str:
-    """The name of a benchmark in the output folder. Of a file: its name without the ending, with as many parent folders
-    as make it unique among the names."""
+    """The name of a benchmark in the output folder. A file loses its ending. If two files would get the same name,
+    their parent folders are added."""
 
     def parts(name):
         path = Path(name.removesuffix(".gz"))

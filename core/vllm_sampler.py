@@ -1,8 +1,8 @@
 """vLLM's engine as a sampler, see sampler.py. Only this file uses vLLM."""
 
 import atexit
+import ctypes
 import functools
-import math
 import os
 import re
 import warnings
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from core.memory import engine_share
 from core.processes import all_reduce, bar_style, rank, say, world
 from core.streams import streams
 
@@ -24,21 +25,6 @@ class LateBar(tqdm):
             super().refresh(*args, **kwargs)
 
 
-def engine_share(free: int, total: int, parameters: int, table: int, tp: int) -> float:
-    """The share of a GPU's `total` bytes for an engine. `free` bytes are left beside the trainer's state.
-
-    A tenth of the free bytes is kept for CUDA, NCCL and fragments. sync() needs 2 bytes for each entry of the largest
-    tensor, the `table`. Activations and gradients need no room, because the engine sleeps while they exist.
-    Raises ValueError if the engine does not fit. It needs its weights (bf16, split over tp GPUs), an eighth of them
-    for its activations, and 1 GB of KV cache."""
-    room, least = 0.9 * free - 2 * table, 2.25 * parameters / tp + 1e9
-    if room < least:
-        raise ValueError(f"the trainer leaves {free / 1e9:.1f} of a GPU's {total / 1e9:.1f} GB, and vLLM needs "
-                         f"{(least + 2 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), set --offload true, or "
-                         "use more GPUs")
-    return math.floor(1000 * room / total) / 1000
-
-
 class VLLMSampler:
     """vLLM's engine inside this process. It is made for GPUs, but it runs on a CPU too.
 
@@ -49,8 +35,9 @@ class VLLMSampler:
     Raises ValueError, one line, if vLLM can't be used or can't start."""
 
     exact, asleep, stale = False, False, True
-    engines = []  # keeps every engine alive until the process ends, see __init__
+    engines = []  # keeps every engine alive, see _keep()
     oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
+    oldest_on_gpu = (0, 32)  # before it, an engine does not count the memory of its CUDA graphs
 
     @classmethod
     def load(cls):
@@ -66,9 +53,10 @@ class VLLMSampler:
             import vllm
 
             version = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
-            if not cls.oldest <= version <= cls.newest:
+            oldest = cls.oldest_on_gpu if torch.cuda.is_available() else cls.oldest
+            if not oldest <= version <= cls.newest:
                 raise ImportError("version {} is outside the tested range, {}.{} to {}.{}".format(
-                    vllm.__version__, *cls.oldest, *cls.newest))
+                    vllm.__version__, *oldest, *cls.newest))
             from vllm import LLM, SamplingParams
         except (ImportError, AttributeError, OSError) as error:
             reason = " ".join(str(error).split())
@@ -99,6 +87,7 @@ class VLLMSampler:
                 logprobs_mode="processed_logprobs",  # at the sampling temperature, like the trainer's
                 distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
                 tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
+                max_num_seqs=1024 if self.cuda else None,  # sequences at a time; vLLM's default for an A100 is 256
                 enforce_eager=not self.cuda)
         except (ValueError, torch.OutOfMemoryError) as error:
             reason = " ".join(str(error).split())[:500]
@@ -110,11 +99,25 @@ class VLLMSampler:
             if model_class.__init__ is not model_init:
                 model_class.__init__ = model_init
                 del model_class.__call__
-        # When an engine ends, it destroys all process groups, the trainer's too. So keep it until the process ends.
-        self.engines.append(self.llm)
-        if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
-            atexit.unregister(dist.destroy_process_group)
+        self._keep()
         say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
+        self.sleep()  # so that the first push does not need its room beside the KV cache
+
+    def _keep(self):
+        """Keep the engine until the process is gone, and never let vLLM take it down.
+
+        An engine that ends destroys all process groups, the trainer's too. At exit it would also release memory that
+        sleep() has released before: errors, even SIGABRT. The driver frees all memory of a process that has ended."""
+        finalizer = getattr(self.llm.llm_engine.engine_core, "_finalizer", None)
+        if finalizer:
+            finalizer.atexit = False
+        self.engines.append(self.llm)
+        if self.cuda:
+            from vllm.device_allocator.cumem import CuMemAllocator
+
+            atexit.unregister(getattr(CuMemAllocator, "_shutdown_singleton", None))
+            for kept in (self.llm, CuMemAllocator.get_instance()):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # so not even a finalising interpreter destroys it
 
     def _share(self, policy) -> float:
         """The smallest engine_share() of all GPUs."""
@@ -160,6 +163,15 @@ class VLLMSampler:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=[part])
             self.asleep = part != "kv_cache"
+
+    @property
+    def phantom(self) -> int:
+        """Bytes that torch's statistics of a GPU still count, although the sleeping engine has freed them."""
+        if not self.asleep:
+            return 0
+        from vllm.device_allocator.cumem import CuMemAllocator
+
+        return CuMemAllocator.get_instance().get_current_usage()
 
     def sample(self, prompts, n, numbers, seed, max_new_tokens, temperature, quiet=False, top_p=1.0):
         """Like TorchSampler.sample, with three differences. Entropies are NaN. Logprobs are normalised over the tokens

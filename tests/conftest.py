@@ -137,10 +137,16 @@ def small(problems_file):
     return [*SMALL, "--data", str(problems_file), "--eval_data", str(problems_file)]
 
 
+def not_drawn(script, out):
+    """In place of plot.py and show.py, whose imports take longer than a small run."""
+    file = {"plot.py": "curves.png", "show.py": "show.html"}[script]
+    return SimpleNamespace(communicate=lambda: (f"{out}/{file}", ""), returncode=0)
+
+
 @pytest.fixture(scope="session")
 def train(small):
     """train(out, flags...) runs grpo.py, or another module, with these flags over the small ones, in this process; its
-    exit status. `patches` replace names of the module."""
+    exit status. curves: draw curves.png and show.html at the end. `patches` replace names of the module."""
 
     def run(out, *flags, base=small, curves=False, module=None, **patches) -> int:
         module = module or importlib.import_module("grpo")
@@ -150,7 +156,7 @@ def train(small):
             with contextlib.ExitStack() as stack:
                 stack.enter_context(mock.patch.object(sys, "argv", argv))
                 if not curves:
-                    stack.enter_context(mock.patch("plot.draw"))
+                    stack.enter_context(mock.patch("core.record.start_drawing", not_drawn))
                 for name, value in patches.items():
                     stack.enter_context(mock.patch.object(module, name, value))
                 module.main()

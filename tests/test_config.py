@@ -247,7 +247,7 @@ def test_a_bad_value_is_named(capsys, argv, says):
     ("updates_per_step", "0", "must be 1 or above"),
     ("max_prompt_tokens", "0", "must be 1 or above"),
     ("max_new_tokens", "-1", "must be 1 or above"),
-    ("tokens_per_micro", "0", "must be 1 or above"),
+    ("tokens_per_micro", "-1", "must be 0 or above"), ("recompute", "-2", "must be -1 or above"),
     ("eval_problems", "0", "must be 1 or above"),
     ("votes", "0", "must be 1 or above"),
     ("tp", "0", "must be 1 or above"),

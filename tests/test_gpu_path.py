@@ -15,10 +15,11 @@ import bench
 import common
 import ppo
 import raft
+import core.checkpoint as checkpoint
 import core.policy as policies
-from bench import count, training_memory
-from core.vllm_sampler import engine_share
+from core.memory import ASLEEP, choose, count, engine_share, fit, training_memory
 from core.policy import Policy
+from core.processes import start_processes
 from core.rollout import Batch, generate
 from core.sampler import TorchSampler
 from core.vllm_sampler import VLLMSampler
@@ -111,10 +112,10 @@ B7, TABLE = 7_615_616_512, 152064 * 3584  # Qwen2.5-7B
 
 
 @pytest.mark.parametrize("free, total, tp, share", [
-    (78, 80, 1, 0.863),  # alone on the GPU: 0.9 x 78 - 1.09 of 80
-    (141 - 1 - 91.4, 141, 1, 0.302),  # beside the trainer: 12 bytes per parameter are taken
-    (80 - 1 - 11.4, 80, 1, 0.746),  # beside an eighth of it
-    (20, 80, 2, 0.211),  # half of the weights
+    (78, 80, 1, 0.837),  # alone on the GPU: 0.9 x 78 - 3.27 of 80, where 3.27 GB are three tables for a push
+    (141 - 1 - 91.4, 141, 1, 0.287),  # beside the trainer: 12 bytes per parameter are taken
+    (80 - 1 - 11.4, 80, 1, 0.720),  # beside an eighth of it
+    (20, 80, 2, 0.184),  # half of the weights
 ])
 def test_the_share_of_an_engine_by_hand(free, total, tp, share):
     found = engine_share(int(free * 1e9), int(total * 1e9), B7, TABLE, tp)
@@ -147,6 +148,123 @@ def test_the_critic_is_there_before_the_engine_takes_its_share(train, tmp_path, 
     monkeypatch.setattr(common, "new_sampler", start)
     assert train(tmp_path / "out", module=ppo) == 7
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ memory for updates
+def qwen_7b():
+    return bench.architecture("7b")
+
+
+@pytest.mark.parametrize("room, given, chosen", [
+    (600e9, {}, (16384, 0)),
+    (100e9, {}, (8192, 0)),  # no recomputation comes first, then the largest micro-batch
+    (50e9, {}, (4096, 0)),
+    (40e9, {}, (4096, 4)),  # every fourth block is computed again
+    (15e9, {}, (8192, 1)),
+    (11e9, {}, (4096, 1)),
+    (1e9, {}, (4096, 1)),  # nothing fits: the smallest
+    (100e9, dict(recompute=1), (16384, 1)),  # what is given stays
+    (600e9, dict(tokens=2048, recompute=2), (2048, 2)),
+    (40e9, dict(tokens=16384), (16384, 1)),
+])
+def test_as_little_recomputation_as_fits_then_as_many_tokens(room, given, chosen):
+    tokens, recompute, needed = choose(qwen_7b(), 8, room, 1000, **given)
+    assert (tokens, recompute) == chosen
+    parts = training_memory(qwen_7b(), 8, max(tokens, 1000), recompute=recompute)
+    assert needed == pytest.approx(parts["peak"] - 12 / 8 * B7)
+    assert (needed <= room) == (room > 1e9)
+
+
+def test_a_micro_batch_is_never_smaller_than_what_has_to_stay_together():
+    """Two responses of 5,000 tokens are 10,000, whatever --tokens_per_micro says: then larger ones cost nothing."""
+    assert choose(qwen_7b(), 8, 100e9, 1000)[:2] == (8192, 0)
+    assert choose(qwen_7b(), 8, 100e9, 10_000)[2] == choose(qwen_7b(), 8, 100e9, 10_000, tokens=4096)[2]
+
+
+def test_a_run_sets_what_fits_and_says_so(policy, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30e9, 80e9))
+    cfg = common.parse(common.Config, "", ["--max_new_tokens=64", "--tokens_per_micro=0"])
+    models = [mock.Mock(lm=policy.lm, shards=1), mock.Mock()]
+    items = dict(trainer=models[0], buffer={}, critic=models[1])
+    assert fit(cfg, items, engine=True) == {}  # no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fit(cfg, items, engine=True) == dict(memory=dict(tokens_per_micro=16384, recompute=0))
+    for model in models:
+        assert model.tokens_per_micro == 16384 and model.recompute.call_args.args == (0,)
+    text = capsys.readouterr().out
+    assert "micro-batches of 16384 tokens, no block is computed again" in text and "of 24 free of 80" in text
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4e9 + ASLEEP + 1e6, 80e9))
+    assert fit(cfg, items, engine=True) == dict(memory=dict(tokens_per_micro=4096, recompute=1))
+    assert "WARNING: this update may not fit" in capsys.readouterr().out
+
+
+def test_every_trained_model_gets_what_fits_before_the_engine_starts(train, tmp_path, monkeypatch):
+    """PPO's critic, too; the choice is noted in config.json, where it is no setting that --resume could miss."""
+    order = []
+
+    def fake(cfg, items, engine):
+        order.append(list(items))
+        return dict(memory=dict(tokens_per_micro=4096, recompute=0))
+
+    def start(*args):
+        order.append("engine")
+        raise SystemExit(7)
+
+    monkeypatch.setattr(common, "fit", fake)
+    monkeypatch.setattr(common, "new_sampler", start)
+    monkeypatch.setattr(common.Run, "device", property(lambda self: "cuda", lambda *device: None), raising=False)
+    monkeypatch.setattr(common.Run, "new_model", new_model := mock.Mock(side_effect=[mock.Mock(spec=Policy)] * 2))
+    assert train(tmp_path / "out", module=ppo) == 7
+    assert new_model.call_count == 2 and order == [["trainer", "critic"], "engine"]
+    assert "tokens_per_micro" not in checkpoint.MEANING and "about" in checkpoint.MAY_DIFFER
+
+
+# ------------------------------------------------------------------------------------------------ GPUs of no use
+@pytest.fixture
+def gpu_host(monkeypatch):
+    """A machine with an NVIDIA GPU and a torch for CUDA 13, as far as files and torch's answers tell."""
+    files = {"/dev/nvidia0": "", "/proc/driver/nvidia/version":
+             "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023"}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) in files)
+    monkeypatch.setattr(Path, "read_text", lambda self: files[str(self)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return files
+
+
+def refused(capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        start_processes()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.endswith("train on the CPU on purpose: CUDA_VISIBLE_DEVICES=")
+    return line
+
+
+def test_a_driver_that_is_too_old_is_one_line_and_no_run_on_the_cpu(gpu_host, capsys):
+    assert "its driver is 535.104.05, and torch" in (line := refused(capsys)) and "needs 580 or newer" in line
+    del gpu_host["/proc/driver/nvidia/version"]
+    assert "its driver is unknown" in refused(capsys)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_gpu_that_is_hidden_on_purpose_is_not_missed(gpu_host, monkeypatch, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert start_processes() == "cpu"
+
+
+def test_a_gpu_without_bf16_is_one_line(gpu_host, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert "Tesla T4 has compute capability 7.5" in refused(capsys)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(SystemExit):
+        start_processes()
+    assert "process 2 of this node has no GPU of its own; start at most --nproc-per-node 2" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ copies of the state
@@ -248,7 +366,8 @@ def test_the_computed_memory_is_that_of_a_simulation(tmp_path):
 def test_the_memory_of_a_7b_before_renting(monkeypatch, capsys):
     """The figures of a simulation of the real size, by FakeTensorMode: 135, 29 and 15 GB."""
     for gpus, peak in ((1, 135), (8, 29), (64, 15)):
-        monkeypatch.setattr(sys, "argv", ["bench.py", "--arch", "7b", "--plan", str(gpus)])
+        given = ["--tokens_per_micro", "16384", "--recompute", "1"]
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--arch", "7b", "--plan", str(gpus), *given])
         bench.main()
         lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
         assert float(lines["peak"]) == pytest.approx(peak, abs=1)
@@ -262,6 +381,8 @@ def test_what_is_left_for_vllm(monkeypatch, capsys):
         return capsys.readouterr().out
 
     assert "GPU of 80 GB: too small" in says("--arch", "7b", "--plan", "1")
+    assert says("--arch", "7b", "--plan", "8").splitlines()[2:4] == [
+        "  tokens_per_micro     4096     8192", "  recompute               0        0"]
     assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "1", "--offload", "true")
     assert "GPU of 80 GB: vLLM with --tp 1" in says("--arch", "7b", "--plan", "8")
     assert "GPU of 141 GB: vLLM with --tp 2" in says("--arch", "32b", "--plan", "8")

@@ -169,7 +169,7 @@ def trained(train, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
     how = ["--steps", 2, "--save_every", 1, "--updates_per_step", 1, "--lr", 3e-4]
     evaluated = ["--eval_data", "tiny-test", "--eval_every", 1, "--eval_problems", 5]
-    assert train(out, *FEW, *how, *evaluated) == 0
+    assert train(out, *FEW, *how, *evaluated, curves=True) == 0
     return out
 
 
@@ -287,7 +287,7 @@ def test_a_run_notes_its_script_and_its_unusual_settings(trained):
 
 def test_a_run_writes_the_page_unless_told_not_to(train, trained, tmp_path, capsys):
     assert (trained / "show.html").stat().st_size < 300_000
-    assert train(tmp_path / "run", *FEW, "--steps", 1, "--show", "false") == 0
+    assert train(tmp_path / "run", *FEW, "--steps", 1, "--show", "false", curves=True) == 0
     assert not (tmp_path / "run/show.html").exists() and "show.html" not in capsys.readouterr().out
     assert read(tmp_path / "run/samples.jsonl")[0]["tokens"]  # it can be made later
 
@@ -296,7 +296,7 @@ def test_a_page_that_fails_does_not_fail_the_run(train, tmp_path, capsys, monkey
     (tmp_path / "show.py").write_text("raise SystemExit('error: samples.jsonl: no')")
     (tmp_path / "plot.py").write_text("raise SystemExit(3)")
     monkeypatch.setattr(record, "ROOT", tmp_path)
-    assert train(tmp_path / "run", *FEW, "--steps", 1) == 0
+    assert train(tmp_path / "run", *FEW, "--steps", 1, curves=True) == 0
     text = capsys.readouterr().out
     assert "warning: show.py: samples.jsonl: no" in text and "warning: plot.py: exit status 3" in text
     assert (tmp_path / "run/final").is_dir() and "evaluate it:" in text
@@ -540,7 +540,7 @@ def test_a_page_of_each_method(train, tmp_path, name):
     """Every step and prompt in every shade; the sentence names the method; what is rejected is not shaded."""
     out = tmp_path / "run"
     flags = ["--steps", 2, "--prompts_per_step", 43, "--updates_per_step", 2, "--eval_data", ""]
-    assert train(out, *flags, module=importlib.import_module(name)) == 0
+    assert train(out, *flags, module=importlib.import_module(name), curves=True) == 0
     rows = read(out / "samples.jsonl")
     actions = """for (const step of [0, 1]) for (const p of [0, 1])
       for (const kind of ["push", "change", "entropy", "clipped"]) {
@@ -579,7 +579,7 @@ def test_a_page_of_a_real_model(train, tmp_path):
         pytest.skip("no SmolLM2 here; test_smollm2 fetches it")
     size = ["--steps", 2, "--prompts_per_step", 4, "--samples_per_prompt", 4, "--max_new_tokens", 24]
     data = ["--model", model, "--eval_data", "", "--data", "easy", "--template", "easy", "--max_prompt_tokens", 256]
-    assert train(tmp_path / "run", *size, *data, "--tokens_per_micro", 2048, "--lr", 1e-5, base=[]) == 0
+    assert train(tmp_path / "run", *size, *data, "--tokens_per_micro", 2048, "--lr", 1e-5, base=[], curves=True) == 0
     rows = [row for row in read(tmp_path / "run/samples.jsonl") if row["step"] == 2]
     (look,) = browse(tmp_path / "run/show.html", "slide(1); shade('change'); seen.push(look());")
     for card, row in zip(look["cards"], rows, strict=True):

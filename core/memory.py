@@ -1,0 +1,115 @@
+"""GPU memory: what training and an engine need, computed before they take it. All sizes are in bytes."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from core.head import CHUNK
+from core.processes import all_reduce, say
+
+CONTEXT = 1e9  # CUDA and NCCL themselves
+ASLEEP = 2e9  # what a sleeping engine keeps: CUDA graphs and workspaces. An estimate
+TOKENS = (16384, 8192, 4096)  # --tokens_per_micro, the best first: larger ones save little time
+RECOMPUTE = (0, 4, 3, 2, 1)  # --recompute, the fastest first: no block, every fourth, ..., all
+
+
+def count(config) -> tuple[int, int, int]:
+    """Parameters of the whole model, of embedding and head (one table if they are tied), and of one table."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    tables = [p.numel() for p in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}]
+    return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables)
+
+
+def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK) -> dict[str, float]:
+    """Bytes on each of `gpus` GPUs that share one copy of the state. A micro-batch has `tokens` tokens.
+
+      gathered     bf16 weights of embedding and head, the head's gradient, and 6 bytes per parameter of one block
+      activations  bf16: the input of each block, and all that transformers' Llama and Qwen keep inside a block: of one
+                   block at a time, and of those that are not computed again
+      logits       of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
+      peak         the largest sum of what is there at the same time: in a block; in the head; or at the end, where the
+                   gradients of embedding and head are there in bf16 and fp32. CONTEXT comes on top"""
+    whole, ends, table = count(config)
+    layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    kept = layers - len(range(0, layers, recompute)) if recompute else layers - 1  # blocks that keep their activations
+    own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
+    stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
+    parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
+                 gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
+                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
+    if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
+        parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
+    in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
+    sums = 4 * table if tokens * config.vocab_size > chunk else 0  # the head's gradient in fp32, a sum over chunks
+    in_the_head = 2 * ends + 2 * table + sums + parts["logits"] + stored
+    at_the_end = parts["gradients"] * (1 - ends / whole) + 6 * ends
+    peak = parts["parameters"] + parts["optimizer"] + max(in_a_block, in_the_head, at_the_end)
+    return parts | dict(peak=peak)
+
+
+def choose(config, gpus: int, room: float, least: int, offload=False, tokens=0, recompute=-1) -> tuple[int, int, float]:
+    """(tokens per micro-batch, recompute, bytes needed) of an update that fits into `room` bytes, which masters and
+    optimizer have left.
+
+    First as little recomputation as fits, then as many tokens. tokens and recompute: what the user gave, or 0 and -1.
+    least: tokens that have to stay in one micro-batch, such as the longest sequence. If nothing fits, the smallest."""
+    for again in RECOMPUTE if recompute < 0 else [recompute]:
+        for size in [tokens] if tokens else TOKENS:
+            parts = training_memory(config, gpus, max(size, least), offload, again)
+            needed = parts["peak"] - parts["parameters"] - parts["optimizer"]
+            if needed <= room:
+                return size, again, needed
+    return size, again, needed
+
+
+def left(free: float, total: float, engine: bool) -> float:
+    """Bytes for an update, of the free ones: 5 % of the GPU are lost in fragments, and an engine may sleep there."""
+    return free - 0.05 * total - (ASLEEP if engine else 0)
+
+
+def fit(cfg, items: dict, engine: bool) -> dict:
+    """On GPUs, before the engine starts: choose --tokens_per_micro and --recompute, unless they are given, and set them
+    in the trained models among the items. Returns {"memory": what was chosen}, or {} without a GPU. engine: one will
+    sleep beside the updates.
+
+    All ranks call this together. Masters and optimizers are there already, so the free memory is what they leave."""
+    if not torch.cuda.is_available():
+        return {}
+    models = [item for item in items.values() if hasattr(item, "tokens_per_micro")]
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    room = torch.tensor(left(free, total, engine), dtype=torch.float64)
+    room = all_reduce(room, dist.ReduceOp.MIN).item()
+    least = (cfg.max_prompt_tokens + cfg.max_new_tokens) * getattr(cfg, "together", 1)
+    first = models[0]
+    tokens, recompute, needed = choose(first.lm.config, first.shards, room, least, cfg.offload, cfg.tokens_per_micro,
+                                       cfg.recompute)
+    for model in models:
+        model.tokens_per_micro = tokens
+        model.recompute(recompute)
+    again = {0: "no block is", 1: "all blocks are", 2: "every second block is", 3: "every third block is"}
+    again = again.get(recompute, f"one block in {recompute} is")
+    say(f"memory: micro-batches of {tokens} tokens, {again} computed again in the backward pass; an update takes "
+        f"{needed / 1e9:.0f} GB (computed), of {max(0, room) / 1e9:.0f} free of {total / 1e9:.0f}")
+    if needed > room:
+        say("WARNING: this update may not fit; lower --tokens_per_micro, set --offload true, or use more GPUs")
+    return dict(memory=dict(tokens_per_micro=tokens, recompute=recompute))
+
+
+def engine_share(free: int, total: int, parameters: int, table: int, tp: int) -> float:
+    """The share of a GPU's `total` bytes for an engine. `free` bytes are left beside the trainer's state.
+
+    A tenth of the free bytes is kept for CUDA, NCCL and fragments. A push needs 6 bytes for each entry of the largest
+    tensor, the `table`: three copies of it in bf16. vLLM pads the vocabulary, so embedding and head wait until the end
+    of the push. Activations and gradients need no room, because the engine sleeps while they exist.
+    Raises ValueError if the engine does not fit. It needs its weights (bf16, split over tp GPUs), an eighth of them
+    for its activations, and 1 GB of KV cache."""
+    room, least = 0.9 * free - 6 * table, 2.25 * parameters / tp + 1e9
+    if room < least:
+        raise ValueError(f"the trainer leaves {free / 1e9:.1f} of a GPU's {total / 1e9:.1f} GB, and vLLM needs "
+                         f"{(least + 6 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), set --offload true, or "
+                         "use more GPUs")
+    return math.floor(1000 * room / total) / 1000
