@@ -58,7 +58,7 @@ class Critic(common.Policy):
         return list(self.lm.value.parameters())
 
     def head(self, hidden, targets, entropy_grad):
-        values = self.lm.value(hidden)[:, 0].float()
+        values = self.lm.value(hidden).float().sum(-1)  # of one number; FSDP warns of a view such as [:, 0]
         return values, torch.zeros_like(values)
 
 

@@ -4,13 +4,34 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 2**27  # most logits at one time on a GPU, in elements
+FP32 = True  # on a GPU, the head's product of bf16 numbers gives fp32 logits, in trainer and sampler; see docs/scale.md
+
+
+class Product(torch.autograd.Function):
+    """x [N, H] and weight [V, H] in bf16 -> x weight^T [N, V] in fp32, on a GPU. Gradients are in bf16.
+
+    An ordinary product would round each logit to 8 bits of mantissa. torch.mm has no derivative with out_dtype."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x, weight), grad = ctx.saved_tensors, grad.to(ctx.saved_tensors[0].dtype)
+        return grad @ weight, grad.T @ x
 
 
 def logits_of(lm, hidden):
     """Hidden states [N, H] -> logits [N, V] of the model's head. Some families change the output of the linear head:
     Granite divides it, Cohere multiplies it, Gemma 2 caps it."""
     head, config = lm.get_output_embeddings(), lm.config
-    logits = F.linear(hidden, head.weight, head.bias)
+    if FP32 and hidden.is_cuda and hidden.dtype == torch.bfloat16:
+        logits = Product.apply(hidden, head.weight)
+        logits = logits if head.bias is None else logits + head.bias
+    else:
+        logits = F.linear(hidden, head.weight, head.bias)
     scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
     logits = logits * scale if scale != 1 else logits  # skip a scale of 1: it costs a pass over all logits
     cap = getattr(config, "final_logit_softcapping", None)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
 import torch.nn as nn
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -200,7 +201,7 @@ class Policy(nn.Module):
         logp = logits.log_softmax(-1)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(-1, targets[:, None])[:, 0], entropy
+        return -F.nll_loss(logp, targets, reduction="none"), entropy  # not a view of logp: FSDP warns of views
 
     def _micros(self, batch):
         """This rank's micro-batches: (pack, rows, real, whether it is the last). real: 1.0, or 0.0 for a stand-in, if

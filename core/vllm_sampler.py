@@ -1,7 +1,6 @@
 """vLLM's engine as a sampler, see sampler.py. Only this file uses vLLM."""
 
 import atexit
-import ctypes
 import functools
 import os
 import re
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from core import head
 from core.memory import engine_share
 from core.processes import all_reduce, bar_style, rank, say, world
 from core.streams import streams
@@ -35,7 +35,7 @@ class VLLMSampler:
     Raises ValueError, one line, if vLLM can't be used or can't start."""
 
     exact, asleep, stale = False, False, True
-    engines = []  # keeps every engine alive, see _keep()
+    engines = []  # keeps all alive: an engine that ends destroys all process groups
     oldest, newest = (0, 25), (0, 32)  # the versions of vLLM that the tests have run with
     oldest_on_gpu = (0, 32)  # before it, an engine does not count the memory of its CUDA graphs
 
@@ -80,10 +80,11 @@ class VLLMSampler:
         threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
         model_class = type(policy.lm.base_model)
         model_init = model_class.__init__
+        precision = dict(head_dtype="float32") if self.cuda and head.FP32 else {}  # as in the trainer
         try:
             self.llm = LLM(
                 policy.lm.name_or_path, load_format="dummy", skip_tokenizer_init=True, generation_config="vllm",
-                hf_overrides=dict(vocab_size=self.vocab), dtype=policy.dtype, max_model_len=longest,
+                hf_overrides=dict(vocab_size=self.vocab) | precision, dtype=policy.dtype, max_model_len=longest,
                 logprobs_mode="processed_logprobs",  # at the sampling temperature, like the trainer's
                 distributed_executor_backend="external_launcher" if "RANK" in os.environ else None,
                 tensor_parallel_size=tp, gpu_memory_utilization=memory, enable_sleep_mode=self.cuda,
@@ -99,25 +100,23 @@ class VLLMSampler:
             if model_class.__init__ is not model_init:
                 model_class.__init__ = model_init
                 del model_class.__call__
-        self._keep()
+        self.engines.append(self)
+        if hasattr(self.llm.llm_engine.engine_core, "_finalizer"):
+            atexit.unregister(dist.destroy_process_group)
+            atexit.register(self.end_engines)  # the last to be registered is the first to run
         say(f"sampler: vLLM {self.version}, {world() // tp} engine(s) of {tp} process(es)")
         self.sleep()  # so that the first push does not need its room beside the KV cache
 
-    def _keep(self):
-        """Keep the engine until the process is gone, and never let vLLM take it down.
+    @classmethod
+    def end_engines(cls):
+        """At exit, end the engines ourselves: with them, vLLM destroys all process groups, the trainer's too.
 
-        An engine that ends destroys all process groups, the trainer's too. At exit it would also release memory that
-        sleep() has released before: errors, even SIGABRT. The driver frees all memory of a process that has ended."""
-        finalizer = getattr(self.llm.llm_engine.engine_core, "_finalizer", None)
-        if finalizer:
-            finalizer.atexit = False
-        self.engines.append(self.llm)
-        if self.cuda:
-            from vllm.device_allocator.cumem import CuMemAllocator
-
-            atexit.unregister(getattr(CuMemAllocator, "_shutdown_singleton", None))
-            for kept in (self.llm, CuMemAllocator.get_instance()):
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # so not even a finalising interpreter destroys it
+        Wake them first, because vLLM would release memory that sleep() has released before: errors, even SIGABRT."""
+        for sampler in cls.engines:
+            finalizer = sampler.llm.llm_engine.engine_core._finalizer
+            finalizer.atexit = False  # if this one fails, vLLM's own would too
+            sampler.wake()
+            finalizer()
 
     def _share(self, policy) -> float:
         """The smallest engine_share() of all GPUs."""

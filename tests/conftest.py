@@ -40,8 +40,9 @@ def pytest_configure(config):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Up to four processes; this one alone, which starts at once, for a single test, a single file or a fork."""
-    few = config.option.fork or len(config.args) == 1 and ".py" in config.args[0]
+    """Up to four processes. This one alone, which starts at once, for a single test, a single file or a fork; and for
+    the tests of a GPU, which measure its memory."""
+    few = config.option.fork or len(config.args) == 1 and ".py" in config.args[0] or config.option.markexpr == "gpu"
     return 0 if few or config.option.collectonly else min(4, os.cpu_count())
 
 

@@ -2,10 +2,11 @@
 after a resume, in micro-batches and on two processes, and bad input is one line."""
 
 import shutil
+import socket
 
 import pytest
 from conftest import ALGORITHMS, ROOT, TESTS, algorithm
-from helpers import TORCHRUN, assert_near, assert_same_run, metrics, output_of, refused, same_draws, weights
+from helpers import TORCHRUN, assert_near, assert_same_run, metrics, output_of, refused, same_draws, start, weights
 
 
 @pytest.mark.fork
@@ -138,3 +139,21 @@ def test_micro_batches_change_nothing_with_these_switches(train, few, three_step
             assert train(tmp_path / str(tokens), *size, base=few(script), module=script.module) == 0
     assert_near(tmp_path / "150", tmp_path / "4096")
     assert metrics(tmp_path / "150") != metrics(three_steps(script)), "the switches do something"
+
+
+@pytest.mark.slow
+@grpo_alone
+def test_two_nodes_of_two_processes_with_a_copy_of_the_state_each_do_what_one_process_does(
+        few, three_steps, tmp_path, script):
+    """Two agents of torchrun on this machine. --shard_size 2: only sums of gradients go from node to node."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--out", str(tmp_path / "run"), *few(script), "--shard_size", "2"]
+    job = (str(script.path), flags, str(three_steps(script).with_name("draws")))
+    (tmp_path / "in_turn.py").write_text(IN_TURN.format(jobs=[job]))
+    agent = [*TORCHRUN[:3], "--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", address]
+    nodes = [start(*agent, tmp_path / "in_turn.py", PYTHONPATH=f"{ROOT}:{TESTS}") for _ in range(2)]
+    for text, status in [(node.communicate(timeout=600)[0], node.returncode) for node in nodes]:
+        assert status == 0, text[-5000:]
+    assert_near(tmp_path / "run", three_steps(script))
