@@ -69,7 +69,7 @@ class Config:
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
     vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
-    request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
+    request_seeds: bool = arg(False, "vllm: a random stream for each response")
     # evaluation, checkpoints, logs
     eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation", least=1)

@@ -74,7 +74,7 @@ class Config:
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
     vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
-    request_seeds: bool = arg(False, "vllm: a random stream for each response; slows sampling")
+    request_seeds: bool = arg(False, "vllm: a random stream for each response")
     chunk: int = arg(2048, "responses generated and saved at a time: what an interruption can lose", least=1)
     # analyses
     ks: list[int] | None = arg(None, "the k of pass@k and maj@k (default: powers of two)")

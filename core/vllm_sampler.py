@@ -176,7 +176,7 @@ class VLLMSampler:
         """Like TorchSampler.sample, with three differences. Entropies are NaN. Logprobs are normalised over the tokens
         that top_p leaves. An engine draws all its responses from one stream, whose key is the seed and the number of
         its first prompt, so the number of engines changes the responses. With request_seeds each response has its
-        own stream, but decoding is slower."""
+        own stream. Kernels still round differently in batches of other sizes."""
         requests, first = list(zip(prompts, numbers)), 0
         if self.tp > 1:  # processes that share an engine all submit the same requests; `first` is this process's first
             parts = [None] * self.tp

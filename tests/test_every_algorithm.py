@@ -149,7 +149,7 @@ def test_two_nodes_of_two_processes_with_a_copy_of_the_state_each_do_what_one_pr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = ["--out", str(tmp_path / "run"), *few(script), "--shard_size", "2"]
+    flags = ["--out", str(tmp_path / "run"), *few(script), "--shard_size", "2", "--tokens_per_micro", "200"]
     job = (str(script.path), flags, str(three_steps(script).with_name("draws")))
     (tmp_path / "in_turn.py").write_text(IN_TURN.format(jobs=[job]))
     agent = [*TORCHRUN[:3], "--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", address]

@@ -190,7 +190,11 @@ def test_two_temperatures_and_a_curriculum(train, fork, tmp_path, problems_file)
 
 
 # ------------------------------------------------------------------------------------------------ both samplers
-@pytest.mark.parametrize("name", [*FORKS, *OTHERS, "replay"])
+QUICK = ("cispo", "hot_curriculum")  # the others are slow: they show the same
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in [*FORKS, *OTHERS, "replay"]])
 def test_a_fork_does_the_same_with_a_sampler_that_is_not_exact(train, fork, tmp_path, monkeypatch, name):
     """As vLLM is: its logprobs are not taken for the trainer's, and it has no entropies. The clip is compared by its
     tokens, of which one may lie on its border, because GSPO's can have moved neither up nor down."""

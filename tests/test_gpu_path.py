@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -16,6 +17,7 @@ import common
 import ppo
 import raft
 import core.checkpoint as checkpoint
+import core.head as head
 import core.policy as policies
 from core.memory import ASLEEP, choose, count, engine_share, fit, training_memory
 from core.policy import Policy
@@ -26,6 +28,7 @@ from core.vllm_sampler import VLLMSampler
 from test_compile import CudaPack
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -105,6 +108,65 @@ def test_an_engine_that_rests_keeps_its_weights(monkeypatch):
     empty = mock.call.empty_cache()
     assert engine.mock_calls == [mock.call.sleep(level=1), empty, wake("weights"), empty, wake("kv_cache")]
     assert not sampler.asleep
+
+
+@pytest.fixture
+def gpu_engine(policy, monkeypatch):
+    """VLLMSampler on a GPU, over a stand-in for vLLM. asked: how the engine was started. calls: what it was told."""
+    calls, asked = mock.Mock(), {}
+
+    def LLM(*model, **how):
+        asked.update(how)
+        calls.llm_engine.engine_core._finalizer = calls.finalizer
+        return calls
+
+    monkeypatch.setattr(VLLMSampler, "load", classmethod(lambda cls: (LLM, None, "0.32.0")))
+    monkeypatch.setattr(VLLMSampler, "_share", lambda self, policy: 0.5)
+    monkeypatch.setattr(VLLMSampler, "engines", [])
+    monkeypatch.setattr("atexit.register", calls.at_exit)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, vocab=261, lm=policy.lm)
+    return SimpleNamespace(sampler=VLLMSampler(on_gpu, {260}, longest=100), asked=asked, calls=calls)
+
+
+def test_an_engine_on_a_gpu_takes_many_sequences_and_sleeps_from_its_start(gpu_engine):
+    """So the first push, like each later one, has its room before the KV cache is there."""
+    assert gpu_engine.asked["max_num_seqs"] == 1024  # vLLM's default is 256 on an A100
+    assert gpu_engine.asked["gpu_memory_utilization"] == 0.5 and gpu_engine.asked["enable_sleep_mode"]
+    assert gpu_engine.asked["hf_overrides"].get("head_dtype") == ("float32" if head.FP32 else None)
+    assert gpu_engine.calls.sleep.mock_calls == [mock.call(level=2)]
+    assert gpu_engine.sampler.asleep and gpu_engine.sampler.stale
+
+
+def test_at_exit_a_sleeping_engine_is_woken_before_it_ends(gpu_engine):
+    """vLLM would release memory that sleep has released already. And its own exit comes too late: see processes.py."""
+    (end,) = [call.args[0] for call in gpu_engine.calls.at_exit.mock_calls]
+    gpu_engine.calls.reset_mock()
+    end()
+    wake = lambda part: mock.call.wake_up(tags=[part])
+    assert gpu_engine.calls.mock_calls == [wake("weights"), wake("kv_cache"), mock.call.finalizer()]
+    assert gpu_engine.calls.finalizer.atexit is False
+
+
+def test_on_a_gpu_older_engines_are_refused(monkeypatch):
+    vllm = SimpleNamespace(__version__="0.28.1", LLM=1, SamplingParams=2)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    assert VLLMSampler.load() == (1, 2, "0.28.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="0.28.1 is outside the tested range, 0.32 to 0.32"):
+        VLLMSampler.load()
+
+
+def test_the_head_in_fp32_by_hand(monkeypatch):
+    """The product of bf16 numbers, which torch.mm gives in fp32 on a GPU alone; gradients as bf16 has them."""
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
+    x, w = (torch.randn(n, 8, generator=torch.Generator().manual_seed(n)).bfloat16().requires_grad_() for n in (5, 7))
+    logits = head.Product.apply(x, w)
+    assert logits.dtype == torch.float32 and torch.equal(logits, x.float() @ w.float().T)
+    found = torch.autograd.grad(logits.pow(2).sum(), [x, w])
+    exact = torch.autograd.grad((x.float() @ w.float().T).pow(2).sum(), [x, w])
+    for one, other in zip(found, exact):
+        assert one.dtype == torch.bfloat16 and (one - other).norm() < 0.02 * other.norm()
 
 
 # ------------------------------------------------------------------------------------------------ memory for vLLM
@@ -295,6 +357,10 @@ def copies(folder):
     on_the_cpu = lambda: CPUOffloadPolicy(pin_memory=False)
     with mock.patch("core.policy.OffloadPolicy", on_the_cpu):  # --offload's, which Policy takes on CUDA alone
         assert torch.equal(gradient(shard_size=1, tokens_per_micro=60), found)
+    policy = Policy(TINY, "cpu", vocab=261)
+    policy.logprobs(Batch([np.array([5, 6])], [np.array([7, 8])]))
+    names = {name for name, parameter in policy.named_parameters() if not isinstance(parameter, DTensor)}
+    assert not names, f"still gathered after a pass without gradient: {names}"
     if rank() == 0:
         torch.save(found, f"{folder}/found.pt")
 

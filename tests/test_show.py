@@ -265,6 +265,7 @@ def test_a_long_run_records_whole_steps_but_not_each(train, tmp_path, monkeypatc
     assert read(tmp_path / "few/samples.jsonl") == [row for row in rows if row["step"] in steps]
 
 
+@pytest.mark.slow
 def test_with_few_prompts_not_every_step_is_recorded(train, tmp_path):
     """One prompt of 7 is three times as much as 3 of 64: so each fourth step, but all of the first four. A run that was
     interrupted leaves out the same ones."""
