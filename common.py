@@ -1,5 +1,5 @@
 """The small shared module: configuration, rejection, ratio and clipping, the whole loss, and Run. A training loop calls
-Run's methods. This file is enough to read or fork an algorithm. Its internals are in core/."""
+Run's methods. To read or fork an algorithm, this file is enough. The rest is in core/."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +35,13 @@ class Config:
     template: str = arg("chat", "prompt template: name in common.TEMPLATES, auto (cot or plain) or text with {problem}")
     system: str = arg("", "system prompt, which the chat template puts before the problem")
     limit: int = arg(0, "use the first LIMIT training problems only (0: all)", least=0)
-    check: str = arg("", "FILE.py with check(response, problem) -> score, which replaces the built-in grading")
+    check: str = arg("", "FILE.py: its check(response, problem) -> score replaces the built-in grading")
     # size of the run
     steps: int = arg(300, "training steps; each samples, verifies and updates", least=1)
     prompts_per_step: int = arg(1024, "prompts in a step, all processes together", least=1)
     samples_per_prompt: int = arg(4, "responses per prompt", least=1)
     updates_per_step: int = arg(2, "optimizer updates per step, each on an equal share of the prompts", least=1)
-    max_prompt_tokens: int = arg(1024, "problems with a longer prompt are dropped and counted", least=1)
+    max_prompt_tokens: int = arg(1024, "longest prompt; problems with a longer one are dropped and counted", least=1)
     max_new_tokens: int = arg(4096, "most tokens in a response; a longer one is cut off (metric: `truncated`)", least=1)
     temperature: float = arg(1.0, "temperature of sampling, and of the trainer's logprobs", above=0)
     seed: int = arg(0, "seed of the data order and of every response's random stream", least=0)
@@ -52,26 +52,26 @@ class Config:
     lr: float = arg(1e-6, "AdamW learning rate", above=0)
     max_grad_norm: float = arg(1.0, "clip the gradient to this norm", above=0)
     loss_norm: LossNorm = arg(
-        "token", "divisor of a token's loss. token: kept tokens. sequence: kept responses x length of its response. "
+        "token", "what divides a token's loss. token: kept tokens. sequence: kept responses x tokens of this response. "
         "constant: kept responses x MAX_NEW_TOKENS. all_tokens: all tokens; rejected responses have advantage 0")
     kl_coef: float = arg(0.0, "weight of the KL penalty to the initial policy in the loss", least=0)
-    kl_loss: Literal["k3", "k2"] = arg("k3", "estimator in that penalty, see kl_k3 and kl_k2")
+    kl_loss: Literal["k3", "k2"] = arg("k3", "estimator of the KL penalty, see kl_k3 and kl_k2")
     reference: bool = arg(False, "keep the initial policy to log kl, even with kl_coef 0")
     entropy_coef: float = arg(0.0, "weight of the entropy bonus in the loss", least=0)
-    tis_cap: float = arg(2.0, "cap of the truncated importance weight, trainer over sampler (0: off)", least=0)
+    tis_cap: float = arg(2.0, "cap of the importance weight pi_trainer / pi_sampler (0: off)", least=0)
     # memory and processes
-    tokens_per_micro: int = arg(0, "most tokens in a micro-batch of one device (0: what fits; on CPUs 16384)", least=0)
-    shard_size: int = arg(0, "processes of a node that split one copy of the trained state (0: all)", least=0)
-    recompute: int = arg(-1, "GPUs: recompute each RECOMPUTE-th block, for memory (0: none, -1: what fits)", least=-1)
+    tokens_per_micro: int = arg(0, "most tokens in a micro-batch of one device (0: auto; on CPUs 16384)", least=0)
+    shard_size: int = arg(0, "processes that share one copy of weights and optimizer (0: all of the run)", least=0)
+    recompute: int = arg(-1, "GPUs: recompute every RECOMPUTE-th block to save memory (0: none, -1: auto)", least=-1)
     offload: bool = arg(False, "keep master weights and optimizer on the CPU: less GPU memory, slower updates")
     compile: bool = arg(True, "on GPUs, torch.compile the transformer's blocks")
     # sampler
     sampler: Literal["auto", "hf", "vllm"] = arg("auto", "hf: plain torch; auto: vllm if installed and there is a GPU")
     tp: int = arg(1, "vllm: processes that share an engine, for a model larger than one GPU", least=1)
-    vllm_memory: float = arg(0, "vllm: share of a GPU for its weights and KV cache (0: what is free)", least=0, most=1)
+    vllm_memory: float = arg(0, "vllm: share of a GPU for weights and KV cache (0: what is free)", least=0, most=1)
     request_seeds: bool = arg(False, "vllm: a random stream for each response")
     # evaluation, checkpoints, logs
-    eval_data: str = arg("", "problems to evaluate on: tiny-test, math500, ... or as --data (empty: none)")
+    eval_data: str = arg("", "test problems: tiny-test, math500, ... or what --data takes (empty: none)")
     eval_problems: int = arg(200, "problems of an evaluation", least=1)
     eval_every: int = arg(0, "steps between evaluations (0: before and after training only)", least=0)
     save_every: int = arg(0, "steps between checkpoints (0: at the end only)", least=0)
@@ -85,7 +85,7 @@ class Config:
 
 # ==================================================================================================== rejection
 def all_correct(rewards):
-    """rewards [P, n] -> [P] bool: prompts with right responses only. right() is the threshold."""
+    """rewards [P, n] -> [P] bool: prompts with right responses only. right() decides what is right."""
     return right(rewards).all(1)
 
 
@@ -95,7 +95,7 @@ def all_wrong(rewards):
 
 
 def mixed(rewards, most=None):
-    """rewards [P, n] -> [P] bool: prompts with unequal rewards. most: only the first `most` of them in the batch."""
+    """rewards [P, n] -> [P] bool: prompts with unequal rewards. most: only the first `most` such prompts."""
     differ = rewards.amax(1) > rewards.amin(1)
     return differ if most is None else differ & (differ.cumsum(0) <= most)
 
@@ -116,30 +116,30 @@ def clipped_loss(new, old, adv, cfg):
 
 
 def sum_by(group, x):
-    """Sums of x [T] over the tokens of each group, [G]. group [T]: numbers 0..G-1, such as tokens.response."""
+    """Sums of x [T] over the tokens of each group, [G]. group [T]: the group of each token, 0..G-1."""
     return x.new_zeros(int(group.max()) + 1).index_add(0, group, x)
 
 
 def kl_k2(logprob, ref):
     """Schulman's k2 estimate of KL(policy || reference), per token: d^2 / 2 with d = ref - logprob.
 
-    On samples of the policy its mean gradient is the gradient of KL(policy || reference)."""
+    On the policy's samples, the mean gradient of k2 is the gradient of KL(policy || reference)."""
     return (ref - logprob).clamp(-10, 10) ** 2 / 2
 
 
 def kl_k3(logprob, ref):
     """Schulman's k3 estimate of KL(policy || reference), per token: e^d - d - 1 >= 0 with d = ref - logprob.
 
-    On samples of the policy its mean is the KL, but its mean gradient is the gradient of KL(reference || policy)."""
+    On the policy's samples, the mean of k3 is the KL, but its mean gradient is that of KL(reference || policy)."""
     d = (ref - logprob).clamp(-10, 10)
     return d.expm1() - d
 
 
 def full_loss(new, entropy, tokens, token_loss, cfg):
-    """The whole loss of each token [T]. An update minimises the sum over tokens of tokens.weight x full_loss."""
+    """The whole loss of each token [T]. An update minimises the sum of weight x full_loss over all tokens."""
     loss = token_loss(new, tokens, cfg)
     if cfg.tis_cap:
-        # Trainer and sampler differ even at equal weights: this corrects that. token_loss corrects new against old.
+        # Trainer and sampler differ even with equal weights: this corrects it. token_loss corrects for updates.
         weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
         loss = loss * torch.where(tokens.on_policy, weight, 1)
     if cfg.kl_coef:
@@ -158,20 +158,20 @@ class Run:
       check         check(response, problem) -> score, which replaces the built-in grading; or None
       device        "cuda" or "cpu"
       folder        the output folder
-      tokenizer     of transformers
+      tokenizer     transformers' own
       problems      the training problems, see data.Problems; a loop may replace them
       tests         problems of the evaluations
       policy        the model that is trained
       reference     the initial policy, if it is needed, else None
-      sampler       writes the responses, see core/sampler.py; before steps() starts it, its class
-      checkpointed  {name: dict, or object with state_dict and load_state_dict} to save and resume; a fork may add some
-      state         {step, drawn, sampled, data}: steps done, problems drawn and sampled, fingerprint of the data
+      sampler       writes the responses, see core/sampler.py. Until steps() starts it, this is only its class
+      checkpointed  saved and resumed: {name: dict, or object with state_dict and load_state_dict}. A fork may add more
+      state         {step, drawn, sampled, data}: steps done, problems drawn, those not dropped, fingerprint of the data
       meter         the numbers of the step, see core/meter.py
       lr            the learning rate of the next update; a loop may set it
       generator     torch.Generator for a step's random choices, the same on every rank"""
 
     def __init__(self, cfg, check=None):
-        self.device = start_processes()  # first: only after this can one rank fail alone
+        self.device = start_processes()  # first: from here on, one rank may fail alone
         cfg.out = cfg.out or default_out(cfg)
         self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
@@ -202,7 +202,7 @@ class Run:
 
     def new_model(self, source=None, kind=Policy, lr=None, flag="model", offload=False):
         """A model with the policy's settings. lr None: a frozen model, such as a reference. kind: its class, such as
-        PPO's critic. source: folder or hub id, by default the policy's. flag: is named in errors."""
+        PPO's critic. source: folder or hub id, by default the policy's. flag: for error messages."""
         cfg = self.cfg
         with bad_input(f"--{flag} {getattr(cfg, flag)}: ", UNUSABLE):
             return kind(source or self.policy.lm.name_or_path, self.device, lr=lr, vocab=len(self.tokenizer),
@@ -210,14 +210,14 @@ class Run:
 
     @property
     def metrics(self) -> dict:
-        """The row of metrics.jsonl of this step, {name: number or None}. A loop may add its own."""
+        """This step's row of metrics.jsonl, {name: number or None}. A loop may add more."""
         return self.meter.metrics
 
     # -------------------------------------------------------------------------------------------- the loop's verbs
     def steps(self):
         """Yield the number of each remaining step, and show a progress bar.
 
-        Before the first: start the sampler, open the output folder or resume, vote on labels if need be, evaluate.
+        Before the first: start the sampler, open the output folder or resume, vote on labels if needed, evaluate.
         After each: write the metrics; evaluate and save if due. After the last: final/, curves.png and show.html. A
         signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
@@ -272,8 +272,8 @@ class Run:
         self.meter.lap("time_sync")
 
     def sample(self, problems=None, temperature=None, sampler=None) -> Rollouts:
-        """Sample responses to `problems`, by default the next of the data. Every rank gets all of them. Another
-        temperature or sampler marks them as not on-policy."""
+        """Sample responses to `problems`, by default the next problems of the data. Every rank gets every response.
+        With another temperature or sampler, the responses are not on-policy."""
         cfg, state, source = self.cfg, self.state, sampler or self.sampler
         if problems is None:
             before = state["drawn"]
@@ -295,7 +295,7 @@ class Run:
         return rollouts
 
     def reward(self, rollouts: Rollouts) -> torch.Tensor:
-        """Grade the responses. Returns rewards [P, n]. rollouts.correct [P, n]: who is right, whatever is rewarded."""
+        """Grade the responses. Returns rewards [P, n]. rollouts.correct [P, n]: which are right, for any --reward."""
         grade(rollouts, self.tokenizer, self.check)
         rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
@@ -304,7 +304,7 @@ class Run:
         return rewards
 
     def prepare(self, rollouts: Rollouts, rows):
-        """Before a step's updates: put the sampler to sleep. An exact sampler has already given log pi_old."""
+        """Before a step's updates: put the sampler to sleep. With an exact sampler, log pi_old is known already."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
@@ -314,7 +314,7 @@ class Run:
 
     def old_logprobs(self, rollouts: Rollouts):
         """For all responses, compute tokens.old and tokens.entropy with the current policy, and tokens.ref with the
-        reference, if any. Call it if you read these before the updates. Returns the tokens."""
+        reference, if any. Call this if you need them before the updates. Returns the tokens."""
         self.prepare(rollouts, slice(None))
         rollouts.old.fill(self.policy, range(len(rollouts.responses)))
         rollouts.tokens.old, rollouts.tokens.entropy = rollouts.old.values
@@ -328,9 +328,9 @@ class Run:
         """The kept responses as one Batch per update. adv: [P, n], or [N] per token. keep: [P, n] bool.
 
         An update without a response to learn from is omitted (see skipped_updates). together: the kept responses to a
-        prompt stay in one micro-batch. order: of the prompts, when divided into updates. whole: keep responses with
-        advantage 0, for a critic. In a step's first update the policy still is pi_old, so that update computes log
-        pi_old. For the others, one pass here computes it."""
+        prompt stay in one micro-batch. order: the updates take the prompts in this order. whole: keep responses with
+        advantage 0, for a critic. In a step's first update the policy is still pi_old, so log pi_old is computed
+        there. For later updates, one pass here does it."""
         self.settle(None)
         with bad_input():  # values of a wrong shape
             parts = split(rollouts, adv, keep, self.cfg, together, order, whole)
@@ -351,7 +351,7 @@ class Run:
         return batches
 
     def settle(self, batch):
-        """The waiting batch gets log pi_old in its own update, or now if another batch comes first."""
+        """A batch may still wait for log pi_old. If the next update is not its own, compute it now."""
         if self.meter.waiting and self.meter.waiting[1] is not batch:
             rollouts, other, rows = self.meter.waiting
             rollouts.old.fill(self.policy, rows)
@@ -361,11 +361,11 @@ class Run:
     def update(self, batch: Batch, token_loss):
         """One optimizer step on the sum over tokens of weight x full_loss.
 
-        token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. tokens has, each [T]: old, adv, entropy
-        (of the old policy), sampler (its logprobs), on_policy, ref (with --kl_coef), weight, response (its
-        number, 0..B-1; a response is never split), position (in the response), and the algorithm's own."""
+        token_loss(new, tokens, cfg) -> [T], for the T tokens of a micro-batch. All in `tokens` are [T]: old, adv,
+        entropy (of the old policy), sampler (its logprobs), on_policy, ref (with --kl_coef), weight, response (0..B-1
+        in the micro-batch; a response is never split), position (in the response), and what the algorithm added."""
         cfg = self.cfg
-        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # adv may be 0 for a critic
+        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # all may be 0 for a critic
             self.metrics["skipped_updates"] += 1
             return
         self.settle(batch)

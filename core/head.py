@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 2**27  # most logits at one time on a GPU, in elements
-FP32 = True  # on a GPU, the head's product of bf16 numbers gives fp32 logits, in trainer and sampler; see docs/scale.md
+FP32 = False  # True: on a GPU, the head gives fp32 logits, in trainer and sampler. See docs/scale.md for the figures
 
 
 class Product(torch.autograd.Function):

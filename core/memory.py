@@ -1,4 +1,4 @@
-"""GPU memory: what training and an engine need, computed before they take it. All sizes are in bytes."""
+"""GPU memory: what training and vLLM's engine need, computed before they take it. All sizes are in bytes."""
 
 import math
 
@@ -16,23 +16,25 @@ RECOMPUTE = (0, 4, 3, 2, 1)  # --recompute, the fastest first: no block, every f
 
 
 def count(config) -> tuple[int, int, int]:
-    """Parameters of the whole model, of embedding and head (one table if they are tied), and of one table."""
+    """Numbers of parameters: the whole model, embedding plus head (one table if tied), the larger of the two tables."""
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
     tables = [p.numel() for p in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}]
     return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables)
 
 
-def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK) -> dict[str, float]:
-    """Bytes on each of `gpus` GPUs that share one copy of the state. A micro-batch has `tokens` tokens.
+def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK,
+                    sizes=None) -> dict[str, float]:
+    """Bytes on each of `gpus` GPUs that share one copy of the state. A micro-batch has `tokens` tokens. sizes: those of
+    count(), which takes a moment.
 
       gathered     bf16 weights of embedding and head, the head's gradient, and 6 bytes per parameter of one block
-      activations  bf16: the input of each block, and all that transformers' Llama and Qwen keep inside a block: of one
-                   block at a time, and of those that are not computed again
-      logits       of a chunk of tokens: bf16, fp32, logprobs, probabilities and their product
-      peak         the largest sum of what is there at the same time: in a block; in the head; or at the end, where the
-                   gradients of embedding and head are there in bf16 and fp32. CONTEXT comes on top"""
-    whole, ends, table = count(config)
+      activations  in bf16. Each block keeps its input. A block that is not computed again also keeps all that
+                   transformers' Llama and Qwen compute inside it. So does the one block that is at work
+      logits       of a chunk of tokens: in bf16, in fp32, logprobs, probabilities, and probabilities x logprobs
+      peak         the most that is there at the same time. It can be in a block, in the head, or at the end, with
+                   the gradients of embedding and head in both bf16 and fp32. Add CONTEXT to it"""
+    whole, ends, table = sizes or count(config)
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     kept = layers - len(range(0, layers, recompute)) if recompute else layers - 1  # blocks that keep their activations
     own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
@@ -40,7 +42,7 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
     parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
                  gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
                  activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
-    if offload:  # a lone GPU adds up the gradients of an update before they go to the CPU
+    if offload:  # one GPU alone sums up the gradients of an update before they go to the CPU
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
     sums = 4 * table if tokens * config.vocab_size > chunk else 0  # the head's gradient in fp32, a sum over chunks
@@ -51,14 +53,16 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
 
 
 def choose(config, gpus: int, room: float, least: int, offload=False, tokens=0, recompute=-1) -> tuple[int, int, float]:
-    """(tokens per micro-batch, recompute, bytes needed) of an update that fits into `room` bytes, which masters and
-    optimizer have left.
+    """(tokens per micro-batch, recompute, bytes needed) of an update that fits into `room` bytes. Master weights and
+    optimizer are not counted: they are there already.
 
-    First as little recomputation as fits, then as many tokens. tokens and recompute: what the user gave, or 0 and -1.
-    least: tokens that have to stay in one micro-batch, such as the longest sequence. If nothing fits, the smallest."""
+    The choice is the least recomputation that fits, then the most tokens. If nothing fits, it is the last one tried.
+    tokens, recompute: what the user gave, or 0 and -1. least: tokens that have to stay in one micro-batch, such as the
+    longest sequence."""
+    sizes = count(config)
     for again in RECOMPUTE if recompute < 0 else [recompute]:
         for size in [tokens] if tokens else TOKENS:
-            parts = training_memory(config, gpus, max(size, least), offload, again)
+            parts = training_memory(config, gpus, max(size, least), offload, again, sizes=sizes)
             needed = parts["peak"] - parts["parameters"] - parts["optimizer"]
             if needed <= room:
                 return size, again, needed
@@ -66,14 +70,14 @@ def choose(config, gpus: int, room: float, least: int, offload=False, tokens=0, 
 
 
 def left(free: float, total: float, engine: bool) -> float:
-    """Bytes for an update, of the free ones: 5 % of the GPU are lost in fragments, and an engine may sleep there."""
+    """Bytes for an update: the free ones, minus 5 % of the GPU for fragments, minus what a sleeping engine keeps."""
     return free - 0.05 * total - (ASLEEP if engine else 0)
 
 
 def fit(cfg, items: dict, engine: bool) -> dict:
-    """On GPUs, before the engine starts: choose --tokens_per_micro and --recompute, unless they are given, and set them
-    in the trained models among the items. Returns {"memory": what was chosen}, or {} without a GPU. engine: one will
-    sleep beside the updates.
+    """On GPUs, before the engine starts: choose --tokens_per_micro and --recompute, unless they are given. Then set
+    them in each trained model in `items`. Returns {"memory": what was chosen}, or {} without a GPU.
+    engine: vLLM will sleep during the updates.
 
     All ranks call this together. Masters and optimizers are there already, so the free memory is what they leave."""
     if not torch.cuda.is_available():
@@ -103,8 +107,8 @@ def engine_share(free: int, total: int, parameters: int, table: int, tp: int) ->
     """The share of a GPU's `total` bytes for an engine. `free` bytes are left beside the trainer's state.
 
     A tenth of the free bytes is kept for CUDA, NCCL and fragments. A push needs 6 bytes for each entry of the largest
-    tensor, the `table`: three copies of it in bf16. vLLM pads the vocabulary, so embedding and head wait until the end
-    of the push. Activations and gradients need no room, because the engine sleeps while they exist.
+    tensor, the `table`: three copies of it in bf16. vLLM pads the vocabulary, so it puts embedding and head aside
+    until the end of the push. Activations and gradients need no room, because the engine sleeps while they exist.
     Raises ValueError if the engine does not fit. It needs its weights (bf16, split over tp GPUs), an eighth of them
     for its activations, and 1 GB of KV cache."""
     room, least = 0.9 * free - 6 * table, 2.25 * parameters / tp + 1e9

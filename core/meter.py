@@ -1,4 +1,4 @@
-"""The meter of a run: the numbers of the present step, until they are a row of metrics.jsonl, and the bar."""
+"""The meter of a run. It collects the numbers of a step for metrics.jsonl, and moves the progress bar."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ TIMES = ("time_sample", "time_verify", "time_train", "time_sync")
 def observe(token_loss):
     """The same token_loss, with two additions: the shape of its result is checked, and tokens.clipped [T] is set.
 
-    A token is clipped if it has an advantage but a gradient of exactly 0. That is right for any kind of clip."""
+    A token is clipped if it has an advantage but a gradient of exactly 0. This works for any kind of clip."""
 
     def watch(new, tokens, cfg):
         loss = token_loss(new, tokens, cfg)
@@ -41,16 +41,16 @@ class Meter:
       updates   how many updates the step has tried
       passes    for each update that succeeded: (places of its tokens in the batch, which of them were clipped)
       gap       |trainer's - sampler's logprob| of on-policy tokens, from which `mismatch` is computed
-      waiting   (rollouts, batch, rows) of the batch whose old logprobs its own update will compute, or None"""
+      waiting   (rollouts, batch, rows) of a batch that gets its old logprobs in its own update, or None"""
 
     def __init__(self, steps: int, done: int):
         self.steps, self.done, self.began = steps, done, time.perf_counter()
-        self.failures = self.idle = 0  # in a row: updates without a finite gradient; steps in which nothing was learned
+        self.failures = self.idle = 0  # in succession: updates without a finite gradient; steps that learned nothing
         self.bar = tqdm(total=steps, initial=done, dynamic_ncols=True, disable=rank() > 0 or not sys.stderr.isatty(),
                         bar_format="training {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}")
 
     def start(self, step: int, seed: int) -> torch.Generator:
-        """Forget the step before, and seed what is drawn in this one, so that a resumed run draws the same."""
+        """Forget the last step, and seed the random draws of this one. So a resumed run draws the same."""
         self.metrics = dict.fromkeys(METRICS) | dict(step=step, skipped_updates=0, dropped=0)
         self.updates, self.kept_tokens, self.passes, self.stats = 0, 0, [], []
         self.gap, self.waiting, self.logged = torch.zeros(0), None, False
@@ -85,7 +85,7 @@ class Meter:
                                clip_high=high))
 
     def finish(self, differ: bool, **numbers):
-        """Complete the step's row, with these numbers. differ: whether rewards differ, so that a step can learn."""
+        """Complete the step's row, with these numbers. differ: the rewards differ, so the step can learn."""
         m, step = self.metrics, self.metrics["step"]
         for name in self.stats[0] if self.stats else ():
             values = [stats[name] for stats in self.stats]

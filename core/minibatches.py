@@ -1,4 +1,4 @@
-"""From a global batch to the updates of a step, and from an update to its micro-batches."""
+"""Split a global batch into the updates of a step, and an update into its micro-batches."""
 
 import heapq
 import math
@@ -8,7 +8,7 @@ import torch
 
 
 def token_weights(lengths, norm: str, max_new_tokens: int) -> torch.Tensor:
-    """Weight of each token [sum of lengths] in the loss of an update over responses of these lengths.
+    """The weight of each token in the loss of an update with responses of these lengths: [sum of lengths].
 
     token: 1 / all tokens. sequence: 1 / (responses x own length). constant: 1 / (responses x max_new_tokens)."""
     lengths = torch.as_tensor(lengths)
@@ -32,13 +32,13 @@ def token_moments(x, keep, lengths=None):
 
 
 def split(rollouts, adv: torch.Tensor, keep: torch.Tensor, cfg, together=False, order=None, whole=False) -> list[tuple]:
-    """The kept responses, keep [P, n], as (rows, units) for each update: see Batch.select(). adv: [P, n], or [N].
+    """For each update, the (rows, units) of its kept responses: see Batch.select(). keep: [P, n]. adv: [P, n] or [N].
 
     Each update has an equal share of the prompts that keep a response, in the given order (default: as sampled).
     together: the kept responses to a prompt stay in one micro-batch.
 
     Sets tokens.adv, and tokens.weight, which normalises the loss over the kept responses of an update. A kept response
-    without any advantage, KL or entropy term has no gradient: it counts in the weights but is left out of the rows,
+    with advantage 0 and no KL or entropy term has no gradient. It counts in the weights, but it is not in the rows,
     unless `whole`. So an update can have no rows.
     --loss_norm all_tokens keeps every response, the rejected ones with advantage 0, as the code released with arXiv
     2504.11343 does. Raises ValueError for values of another shape."""
@@ -83,8 +83,8 @@ def plan(lengths: list[int], tokens_per_micro: int, ranks: int) -> list[list[lis
     is a row, or a group of rows that stay together.
 
     Every rank computes the same plan, and all ranks run the same number of micro-batches. Greedy: from the longest to
-    the shortest, each unit goes to the emptiest of ranks x M bins. M is the smallest number that respects the budget.
-    A unit longer than the budget has a bin of its own. Where a bin is empty, its rank runs a unit of weight 0."""
+    the shortest, each unit goes to the emptiest of ranks x M bins. M grows until each bin has at most tokens_per_micro.
+    A unit longer than that has a bin of its own. Where a bin is empty, its rank runs a unit of weight 0."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     micros = max(1, math.ceil(sum(min(n, tokens_per_micro) for n in lengths) / (ranks * tokens_per_micro)))
     while True:

@@ -1,5 +1,5 @@
-"""What a run says, and what it writes for its readers: some responses of each step, token by token; the responses of an
-evaluation; its curves and its page. `run` is a common.Run. docs/reference.md describes the files."""
+"""What a run prints, and what it writes for its readers: some responses of each step, token by token; the responses of
+evaluations; curves.png and show.html. `run` is a common.Run. docs/reference.md describes the files."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ from core.sampler import TorchSampler
 from core.saved import rows_of
 from core.stats import with_interval
 
-MOST = 22_000_000  # bytes of samples.jsonl over a whole run, without the last two records
-AT_ONCE = 2**16  # tokens recorded of one step, about 2 MB
+MOST = 22_000_000  # most bytes of samples.jsonl. One record may exceed it, and the last step is always recorded
+AT_ONCE = 2**16  # most tokens recorded of one step, about 2 MB
 SHARE = 3 / 64  # share of the prompts that is recorded: the extra forward pass costs up to 3 % of a step's time
 
 
 def method(config_class, script: str) -> str:
-    """The method's name ("RAFT++") from the script's docstring. A copy under another name is called by that name."""
+    """The method's name ("RAFT++") from the script's docstring. A renamed copy is called by its new name."""
     title = (sys.modules[config_class.__module__].__doc__ or "").partition(":")[0]
     plain = lambda text: re.sub(r"[^a-z]", "", text.lower().replace("+", "p"))
     return title if plain(title) == plain(script) else script
@@ -53,12 +53,12 @@ def cut_middle(text: str, most: int = 300) -> str:
 
 
 def introduction(run):
-    """Say what is trained on what, how and where, which settings are unusual, and show the first prompt."""
+    """Print what is trained, on which data, how and where, which settings are unusual, and the first prompt."""
     cfg, about = run.cfg, run.config["about"]
     size = sum(parameter.numel() for parameter in run.policy.lm.parameters())
     size = f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.3g} M" if size >= 1e7 else f"{size / 1e6:.2f} M"
     updates = cfg.updates_per_step * getattr(cfg, "epochs", 1)
-    sampler = ", sampler: plain torch" if isinstance(run.sampler, TorchSampler) else ""  # vLLM has said it
+    sampler = ", sampler: plain torch" if isinstance(run.sampler, TorchSampler) else ""  # vLLM prints its own line
     values = {name: str(getattr(cfg, name)) for name in about["unusual"]}
     values = {name: value.lower() if value in ("True", "False") else value for name, value in values.items()}
     unusual = " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
@@ -91,8 +91,9 @@ def append(file: Path, rows: list[dict]):
 
 
 def choose_rows(rollouts) -> list[int]:
-    """The rows of a batch that are recorded: all responses to a few prompts, evenly spaced in the batch, so that they
-    belong to different updates. At most 16 responses and SHARE of the prompts, but at least four responses."""
+    """The rows of a batch that are recorded: the responses to a few prompts, evenly spaced in the batch. So they belong
+    to different updates. At most 16 responses and SHARE of the prompts, but at least one prompt and about four
+    responses. Never more than AT_ONCE tokens, after the first response."""
     n, prompts = rollouts.n, len(rollouts.problems)
     count = min(prompts, max(1, 4 // n, min(int(SHARE * prompts), 16 // n)))
     rows = [(2 * i + 1) * prompts // (2 * count) * n + j for i in range(count) for j in range(min(n, 16))]
@@ -102,7 +103,7 @@ def choose_rows(rollouts) -> list[int]:
 
 @functools.lru_cache(2**16)
 def text_behind(tokenizer, ids: tuple) -> str:
-    """What these tokens add behind themselves. Not simply their text: at its start, decoding can drop a space."""
+    """The text that these tokens add after other text. Decoded alone, they can lose a space at the start."""
     return tokenizer.decode(ids + ids)[len(tokenizer.decode(ids)) :]
 
 
@@ -141,7 +142,7 @@ def samples(run, rollouts, rewards, rows) -> list[dict]:
     done = []
     for row, start, end in zip(rows, part.starts, part.ends):
         problem, at, here = rollouts.problems[row // n], slice(start, end), slice(batch.starts[row], batch.ends[row])
-        inside = [(index >= here.start) & (index < here.stop) for index, _ in passes]  # of each update
+        inside = [(index >= here.start) & (index < here.stop) for index, _ in passes]  # for each update
         done.append(dict(
             step=run.state["step"], prompt_id=row // n, sample=row % n, reward=rewards.flatten()[row].item(),
             **rollouts.show(row, run.tokenizer), problem=problem.get("problem", problem["text"]),
@@ -159,8 +160,8 @@ def samples(run, rollouts, rewards, rows) -> list[dict]:
 def record(run, rollouts, rewards):
     """Add responses of this step to samples.jsonl.
 
-    Every step is recorded, with two exceptions. After step 4 only every k-th is, if one prompt is more than SHARE of
-    the batch. And none is while the file is ahead of its size budget."""
+    Every step is recorded, with two exceptions. If one prompt is more than SHARE of the batch, then after step 4 only
+    every k-th step is recorded. And while the file is larger than its budget so far, only the last step is."""
     step, rows, file = run.state["step"], choose_rows(rollouts), run.folder / "samples.jsonl"
     every = math.ceil(len(rows) / (SHARE * rollouts.n * len(rollouts.problems)))
     if step > 4 and (step - 1) % every:
@@ -201,13 +202,13 @@ def evaluate(run):
 
 
 def start_drawing(script: str, out: str) -> subprocess.Popen:
-    """plot.py or show.py on the run, as a process of its own."""
+    """Start plot.py or show.py on the run, in a process of its own."""
     command = [sys.executable, ROOT / script, out]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def drawing(process: subprocess.Popen) -> str:
-    """The file that such a process has written, or "" with a warning: the run itself is whole."""
+    """The file that this process wrote, or "" and a warning: the run itself is fine."""
     written, errors = process.communicate()
     if process.returncode:
         why = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
@@ -216,7 +217,7 @@ def drawing(process: subprocess.Popen) -> str:
 
 
 def conclusion(run, evaluated):
-    """On rank 0, of a finished run: draw curves.png and show.html, and say what has come of it. evaluated: the rollouts
+    """After a finished run, on rank 0: draw curves.png and show.html, and print the results. evaluated: the rollouts
     of the last evaluation, or None."""
     out = run.cfg.out
     curves = start_drawing("plot.py", out)

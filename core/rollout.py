@@ -1,4 +1,4 @@
-"""Rollouts: a batch of prompts and responses, equal on every process. generate() samples it."""
+"""Rollouts: prompts and responses, the same on every process. generate() samples it."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,9 +14,9 @@ from core.streams import streams
 class Batch:
     """B responses with their prompts, as token ids.
 
-    values: per-token tensors [N], all response tokens end to end, such as old, adv, weight.
-    units: lists of rows that stay in one micro-batch, such as the two responses of a pair. Default: each row alone.
-    index [N]: if this is part of a larger batch, the places of its tokens there."""
+    values: tensors such as old, adv, weight: [N], all response tokens end to end.
+    units: the rows of one list share a micro-batch, such as the two responses of a pair. Default: each row alone.
+    index [N]: where its tokens are in the larger batch, if it is part of one."""
 
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
@@ -30,7 +30,7 @@ class Batch:
         self.units = self.units or [[row] for row in range(len(self.responses))]
 
     def token_index(self, rows) -> torch.Tensor:
-        """Places in `values` of the tokens of these rows, in the order of the rows."""
+        """Where the tokens of these rows are in `values`, row by row."""
         spans = [np.arange(self.starts[i], self.ends[i]) for i in rows]
         return torch.from_numpy(np.concatenate(spans or [np.zeros(0, dtype=np.int64)]))
 
@@ -41,13 +41,13 @@ class Batch:
         return Batch([self.prompts[i] for i in rows], [self.responses[i] for i in rows], values, units, index)
 
     def tokens(self, rows, shared: bool) -> int:
-        """Number of tokens of these rows. shared: count a prompt of several rows once."""
+        """Number of tokens of these rows. shared: count each prompt once, not per row."""
         prompts = {id(self.prompts[row]) if shared else row: self.prompts[row] for row in rows}
         return sum(map(len, prompts.values())) + sum(len(self.responses[row]) for row in rows)
 
 
 class Tokens(SimpleNamespace):
-    """Per-token values as attributes. Reading one that is not computed yet ends the run with advice."""
+    """Per-token values as attributes. If you read one too early, the run ends and says what to do."""
 
     def __getattr__(self, name):
         if name in ("old", "entropy", "ref"):
@@ -57,7 +57,7 @@ class Tokens(SimpleNamespace):
 
 
 class Logprobs:
-    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: responses filled in."""
+    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: which responses are in."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -80,8 +80,8 @@ class Logprobs:
 class Rollouts:
     """A global batch, the same on every rank: P problems, n responses each.
 
-      problems   P dicts, each a row of the data with problem, answer, text (of the prompt) and prompt (the text's
-                 token ids). See data.Problems.
+      problems   P dicts, each a row of the data with problem, answer, text (the whole prompt) and prompt (its token
+                 ids). See data.Problems.
       responses  P x n tuples (ids, logprobs, entropies, finished) by the sampler. Row i * n + j is response j of
                  problem i.
       lengths    [P, n] tokens of each response
@@ -107,25 +107,26 @@ class Rollouts:
         self.tokens = Tokens(sampler=join(logprobs))
         prompts = [p["prompt"] for p in problems for _ in range(self.n)]
         self.batch = Batch(prompts, list(ids), vars(self.tokens))  # so tokens.NAME = x also adds to batch.values
-        self.labels, self.keep, self.step = None, None, None  # step: that of the last prepare()
+        self.labels, self.keep, self.step = None, None, None  # step: when prepare() last ran
 
     def __add__(self, other: "Rollouts") -> "Rollouts":
-        """Both together, not graded yet. They need the same number of responses per problem."""
+        """Both in one, not graded yet. They need the same number of responses per problem."""
         on_policy = torch.cat([self.on_policy, other.on_policy])
         keys = np.concatenate([self.keys, other.keys])
         return Rollouts(self.problems + other.problems, self.responses + other.responses, keys, on_policy)
 
     def per_token(self, x: torch.Tensor) -> torch.Tensor:
-        """Values of responses [P, n], each repeated over the tokens of its response: [N]."""
+        """x [P, n], one value per response -> [N]: repeated for each token of the response."""
         return x.flatten().repeat_interleave(self.lengths.flatten())
 
     def prepare(self, step: int, exact: bool, recorded: list[int]):
-        """Before the updates of a step. Adds `old` and `ref`, Logprobs of the current policy and of the reference. Adds
-        `measured`, the rows over which entropy, kl and mismatch are means.
+        """Call this before the updates of a step. Adds `old` and `ref`, the Logprobs of policy and reference, to be
+        filled. Adds `measured`: entropy, kl and mismatch are means over these rows.
 
-        exact: the sampler's logprobs equal the trainer's, so on-policy responses are known. If all are known, measure
-        all. Otherwise that would cost a pass over all, so measure a random one in sixteen, and the rows that
-        samples.jsonl records. The latter are chosen by place, not by content, so the means stay unbiased."""
+        exact: the sampler's logprobs equal the trainer's. So `old` of on-policy responses is known without a pass.
+        If it is known for all responses, all are measured. If not, each measured row costs a forward pass. Then
+        measure a random one in sixteen, and the rows for samples.jsonl. Those are chosen by their place, not by what
+        they say. So the means stay unbiased."""
         self.step, self.old, self.ref = step, Logprobs(self.batch), Logprobs(self.batch)
         for name in ("old", "entropy", "ref"):
             vars(self.tokens).pop(name, None)  # of an earlier step
@@ -137,7 +138,7 @@ class Rollouts:
         self.measured = np.sort(every) if self.old.known.all() else np.union1d(every[: len(every) // 16], recorded)
 
     def select(self, rows, units=None, ref=True) -> Batch:
-        """The batch of these rows. Its values get old and entropy if known for all these rows; likewise `ref`."""
+        """These rows as a batch. It has old and entropy if they are known for all these rows. The same for `ref`."""
         batch = self.batch.select(rows, units)
         for names, logprobs in ((("old", "entropy"), self.old), *([(("ref",), self.ref)] if ref else [])):
             if logprobs.known[rows].all():

@@ -111,7 +111,8 @@ def gradients(folder, compile) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
 def test_compiled_blocks_have_the_same_gradient_and_few_graphs(folder, cuda_path, sharded):
     """Lengths, numbers of sequences and gradient modes change from pass to pass, and blocks are computed twice."""
     if sharded:  # FSDP2 around compiled blocks, as a lone GPU has it

@@ -48,6 +48,7 @@ from core.processes import start_processes
 start_processes()
 group = dist.group.WORLD  # kept alive, as FSDP keeps it
 tensors = [torch.zeros(10) for _ in range(100)]
+dist.barrier()  # on a busy machine one process may be seconds ahead
 for tensor in tensors:
     dist.all_reduce(tensor, async_op=True)
 """
