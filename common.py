@@ -139,7 +139,7 @@ def full_loss(new, entropy, tokens, token_loss, cfg):
     """The whole loss of each token [T]. An update minimises the sum of weight x full_loss over all tokens."""
     loss = token_loss(new, tokens, cfg)
     if cfg.tis_cap:
-        # Trainer and sampler differ even with equal weights: this corrects it. token_loss corrects for updates.
+        # The sampler's logprobs differ a little even for the same model: corrected here. token_loss sees updates only.
         weight = (tokens.old - tokens.sampler).exp().clamp(max=cfg.tis_cap)
         loss = loss * torch.where(tokens.on_policy, weight, 1)
     if cfg.kl_coef:
@@ -165,13 +165,13 @@ class Run:
       reference     the initial policy, if it is needed, else None
       sampler       writes the responses, see core/sampler.py. Until steps() starts it, this is only its class
       checkpointed  saved and resumed: {name: dict, or object with state_dict and load_state_dict}. A fork may add more
-      state         {step, drawn, sampled, data}: steps done, problems drawn, those not dropped, fingerprint of the data
+      state         {step: steps done, drawn: problems drawn, sampled: those not dropped, data: the data's fingerprint}
       meter         the numbers of the step, see core/meter.py
       lr            the learning rate of the next update; a loop may set it
       generator     torch.Generator for a step's random choices, the same on every rank"""
 
     def __init__(self, cfg, check=None):
-        self.device = start_processes()  # first: from here on, one rank may fail alone
+        self.device = start_processes()  # first: before this, a rank that fails alone would leave the others waiting
         cfg.out = cfg.out or default_out(cfg)
         self.cfg, self.check, self.lr, self.folder = cfg, check or find_check(cfg.check), cfg.lr, Path(cfg.out)
         checkpoint.check_trackers(cfg)
@@ -295,7 +295,7 @@ class Run:
         return rollouts
 
     def reward(self, rollouts: Rollouts) -> torch.Tensor:
-        """Grade the responses. Returns rewards [P, n]. rollouts.correct [P, n]: which are right, for any --reward."""
+        """Grade the responses: set rollouts.correct [P, n], whatever --reward is, and return rewards [P, n]."""
         grade(rollouts, self.tokenizer, self.check)
         rewards = compute_rewards(self.cfg.reward, rollouts)
         if rollouts.labels:
@@ -304,7 +304,7 @@ class Run:
         return rewards
 
     def prepare(self, rollouts: Rollouts, rows):
-        """Before a step's updates: put the sampler to sleep. With an exact sampler, log pi_old is known already."""
+        """Before a step's updates: put the sampler to sleep. If it is exact, its logprobs serve as log pi_old."""
         if rollouts.step != self.state["step"]:
             self.sampler.sleep()
             rollouts.prepare(self.state["step"], self.sampler.exact, record.choose_rows(rollouts))
@@ -329,8 +329,8 @@ class Run:
 
         An update without a response to learn from is omitted (see skipped_updates). together: the kept responses to a
         prompt stay in one micro-batch. order: the updates take the prompts in this order. whole: keep responses with
-        advantage 0, for a critic. In a step's first update the policy is still pi_old, so log pi_old is computed
-        there. For later updates, one pass here does it."""
+        advantage 0, for a critic. In a step's first update the policy is still pi_old, so that update
+        computes log pi_old. For later updates, one pass here computes it."""
         self.settle(None)
         with bad_input():  # values of a wrong shape
             parts = split(rollouts, adv, keep, self.cfg, together, order, whole)
@@ -351,7 +351,7 @@ class Run:
         return batches
 
     def settle(self, batch):
-        """A batch may still wait for log pi_old. If the next update is not its own, compute it now."""
+        """The next update is that of `batch`. If another batch still waits for log pi_old, compute it now."""
         if self.meter.waiting and self.meter.waiting[1] is not batch:
             rollouts, other, rows = self.meter.waiting
             rollouts.old.fill(self.policy, rows)
@@ -365,7 +365,7 @@ class Run:
         entropy (of the old policy), sampler (its logprobs), on_policy, ref (with --kl_coef), weight, response (0..B-1
         in the micro-batch; a response is never split), position (in the response), and what the algorithm added."""
         cfg = self.cfg
-        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # all may be 0 for a critic
+        if not (batch.values["adv"].any() or cfg.kl_coef or cfg.entropy_coef):  # adv may be all 0 (critic)
             self.metrics["skipped_updates"] += 1
             return
         self.settle(batch)

@@ -39,7 +39,7 @@ class Config(common.Config):
     beta: float = common.arg(0.1, "scale of the log-ratios: larger keeps the policy closer to the reference", above=0)
     label_smoothing: float = common.arg(0.1, "assumed share of pairs labelled wrongly", least=0, most=0.5)
     loss_norm: common.LossNorm = common.arg("sequence", "sequence: mean over pairs. Others: long pairs weigh more")
-    tis_cap: float = common.arg(0.0, "0: no importance weight; pairs may come from any policy", least=0)
+    tis_cap: float = common.arg(0.0, "0: no importance weight, because pairs may be of any policy", least=0)
 
     together = 2  # responses that share a micro-batch: for the memory plan
     on_tiny = dict(steps=9, prompts_per_step=256, updates_per_step=8, lr=3e-5, eval_every=1)

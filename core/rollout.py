@@ -57,7 +57,7 @@ class Tokens(SimpleNamespace):
 
 
 class Logprobs:
-    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: which responses are in."""
+    """values [2, N]: logprob and entropy of each token under one model. known [B] bool: the responses stored."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -121,12 +121,12 @@ class Rollouts:
 
     def prepare(self, step: int, exact: bool, recorded: list[int]):
         """Call this before the updates of a step. Adds `old` and `ref`, the Logprobs of policy and reference, to be
-        filled. Adds `measured`: entropy, kl and mismatch are means over these rows.
+        filled. Adds `measured`, the rows for the means entropy, kl and mismatch.
 
         exact: the sampler's logprobs equal the trainer's. So `old` of on-policy responses is known without a pass.
-        If it is known for all responses, all are measured. If not, each measured row costs a forward pass. Then
-        measure a random one in sixteen, and the rows for samples.jsonl. Those are chosen by their place, not by what
-        they say. So the means stay unbiased."""
+        If it is known for all responses, all are measured. If not, each measured row costs a forward pass: measure a
+        random one in sixteen, and the rows for samples.jsonl. These rows are chosen by place, not by content, so the
+        means stay unbiased."""
         self.step, self.old, self.ref = step, Logprobs(self.batch), Logprobs(self.batch)
         for name in ("old", "entropy", "ref"):
             vars(self.tokens).pop(name, None)  # of an earlier step
