@@ -38,6 +38,8 @@ MODELS = {
     "tiny": (str(ROOT / "models/tiny"), _TINY),
     "tiny-badcode": (str(ROOT / "models/tiny-badcode"), _TINY),
     "smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", _EASY),
+    "qwen2.5-coder-0.5b-instruct": ("Qwen/Qwen2.5-Coder-0.5B-Instruct", _REAL | dict(max_new_tokens=1024)),
+    "gemma-3-270m": ("google/gemma-3-270m", _REAL | dict(template="plain", max_new_tokens=1024)),
     "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", _REAL | _SHORT | dict(template="qwen-math")),
     "qwen2.5-math-7b": ("Qwen/Qwen2.5-Math-7B", _REAL | _SHORT | dict(template="qwen-math")),
     "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", _REAL),

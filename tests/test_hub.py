@@ -55,11 +55,13 @@ def models(*names, weights=True) -> list:
     """For each model how many bytes of weights it has (weights=False: its id), or the line that refuses it."""
     from transformers.utils import cached_file
 
-    from core.config import find_model
+    from core import config
+
+    config.ROOT = Path("nowhere")  # a model that somebody keeps in models/ would come before the hub
 
     def load(name):
         with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
-            source, _, _ = find_model(name, "model")
+            source, _, _ = config.find_model(name, "model")
             return os.path.getsize(cached_file(source, "model.safetensors")) if weights else source
         return said.getvalue().strip()
 

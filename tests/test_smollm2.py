@@ -1,6 +1,6 @@
 """A real pretrained model, SmolLM2-135M-Instruct: sampler, trainer and a run, held against transformers.
 
-The model is looked for in models/, then in the environment, where get_smollm2.py puts it; skipped without it."""
+The model is looked for in models/, then in the environment, where get_model.py puts it; skipped without it."""
 
 import importlib.util
 import subprocess
@@ -29,7 +29,7 @@ NAME = "smollm2-135m-instruct"
 def folder() -> str:
     places = [ROOT / "models" / NAME, Path(sys.prefix) / NAME]
     if not any(place.is_dir() for place in places):
-        made = subprocess.run([sys.executable, TESTS / "get_smollm2.py", places[1]], capture_output=True, text=True)
+        made = subprocess.run([sys.executable, TESTS / "get_model.py", NAME, places[1]], capture_output=True, text=True)
         if made.returncode:
             pytest.skip(f"SmolLM2 can't be had: {made.stderr.strip().splitlines()[-1]}")
     return str(next(place for place in places if place.is_dir()))
