@@ -59,7 +59,7 @@ def report(cfg, config, gpus: int) -> str:
     """What training needs, and what is left for vLLM, on GPUs of 80 and of 141 GB that share one copy of the state.
 
     --tokens_per_micro and --recompute are chosen for each kind as a run chooses them, unless they are given."""
-    whole, _, table = count(config)
+    whole, _, table, _ = count(config)
     heads, least = config.num_key_value_heads, cfg.max_prompt_tokens + cfg.max_new_tokens
     cache = 4 * config.num_hidden_layers * heads * config.hidden_size // config.num_attention_heads  # bytes per token
     reference = 4 * whole / gpus * bool(cfg.reference or cfg.kl_coef) * (not cfg.offload)
@@ -67,7 +67,7 @@ def report(cfg, config, gpus: int) -> str:
     for total in (80e9, 141e9):
         resident = reference + (0 if cfg.offload else 12 * whole / gpus)
         free = total - CONTEXT - resident
-        room = left(free, total, engine=True)
+        room = left(free, total)
         tokens, recompute, needed = choose(config, gpus, room, least, cfg.offload, cfg.tokens_per_micro, cfg.recompute)
         memory = training_memory(config, gpus, tokens, cfg.offload, recompute)
         sizes = {name: f"{size / 1e9:.1f}" for name, size in memory.items()} | dict(reference=f"{reference / 1e9:.1f}")
@@ -138,7 +138,7 @@ class Bench:
             self.reference = kind(source, device, **how) if cfg.reference or cfg.kl_coef else None
         with bad_input():
             kind = choose_sampler(cfg)
-            fit(cfg, dict(trainer=self.policy), kind is not TorchSampler)
+            fit(cfg, dict(trainer=self.policy, reference=self.reference), kind is not TorchSampler)
             self.sampler = kind(self.policy, set())  # no token ends a response
         texts = [f"{i * 7919 % 10**7:07}+*-{i}".ljust(15 + 5 * i % 9, "1") + "=" for i in range(cfg.prompts)]
         self.problems = [encode(text, "none", self.tokenizer) for text in texts]  # 16 to 24 characters
@@ -156,9 +156,10 @@ class Bench:
         decode(rollouts.responses, self.tokenizer)
         rewards = torch.tensor([np.mean(ids % 7 == 0) for ids in rollouts.batch.responses]).view(-1, cfg.samples)
         self.sampler.sleep()
-        torch.cuda.is_available() and torch.cuda.reset_peak_memory_stats()  # from here on, training alone
         if cfg.phase in ("sample", "sync"):
             return
+        if torch.cuda.is_available():  # from here on, the peak is that of training alone
+            torch.cuda.reset_peak_memory_stats()
         rollouts.prepare(number, cfg.phase == "update" or cfg.phase == "all" and self.sampler.exact, [])
         parts = timed(seconds, "update", split, rollouts, *advantages(rewards.float(), cfg), cfg)
         parts = [(rows, units) for rows, units in parts if len(rows)]
@@ -207,11 +208,11 @@ def main():
     laps = [{} for _ in range(cfg.steps + 1)]
     for number, lap in enumerate(tqdm(laps, desc="steps", leave=False, disable=rank() > 0)):
         timed(lap, "step", bench.step, number, lap)
-    tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
-    forward = cfg.samples * forward_flops(bench.policy.lm, [len(p["prompt"]) for p in bench.problems], cfg.new_tokens)
     peak = 1024 * resource.getrusage(0).ru_maxrss
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() - getattr(bench.sampler, "phantom", 0)
+    tokens, rate, exact = cfg.prompts * cfg.samples * cfg.new_tokens, matmul_rate(), bench.sampler.exact
+    forward = cfg.samples * forward_flops(bench.policy.lm, [len(p["prompt"]) for p in bench.problems], cfg.new_tokens)
     peak = all_reduce(torch.tensor(peak / 2**30)).item() / world()
     result = dict(model=cfg.arch or cfg.model, tokens=tokens, ranks=world(), steps=cfg.steps, peak_gib=peak,
                   matmul_gflops=rate / 1e9, floor=4 * forward / rate)

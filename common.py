@@ -222,7 +222,8 @@ class Run:
         signal (Ctrl-C, SIGTERM) ends the run after its step, with a checkpoint."""
         cfg, state, names = self.cfg, self.state, set(self.checkpointed)
         checkpoint.check(self.checkpointed)
-        self.config["about"] |= fit(cfg, self.checkpointed, self.sampler is not TorchSampler)
+        models = self.checkpointed | dict(reference=self.reference)
+        self.config["about"] |= fit(cfg, models, self.sampler is not TorchSampler)
         self.sampler = new_sampler(self.sampler, self.policy, self.tokenizer)  # last: vLLM takes all free memory
         found = checkpoint.load(self.folder, self.checkpointed) if cfg.resume else {}
         if rank() == 0:
@@ -231,13 +232,12 @@ class Run:
         self.meter = Meter(cfg.steps, state["step"])
         trackers = checkpoint.trackers(cfg) if rank() == 0 else []
         record.introduction(self)
-        asked = catch_signals()
+        asked, evaluated, stop = catch_signals(), None, False
         if reward_names(cfg.reward) & {"majority_fixed", "incorrect"}:
             self.sampler.sync(self.policy)
             with bad_input():
                 self.problems = label_problems(self.problems, cfg, self.folder / "labels.jsonl", state["step"] > 0,
                                                self.sampler, self.tokenizer, self.check)
-        evaluated, stop = None, False
         if state["step"] == 0 and self.tests:
             evaluated = record.evaluate(self)
         while state["step"] < cfg.steps and not stop:

@@ -345,6 +345,8 @@ def compare(cfg):
     with bad_input():
         settings = json.loads(Path(first, "summary.json").read_text())["settings"] if cfg.perplexity else {}
     model = open_model(replace(cfg, model=settings["model"])) if settings else None
+    if model:
+        model[1].sleep()  # only the policy is needed
     for name in shared:
         columns = {path: benches[name] for path, benches in saved.items()}
         models = {path: summarise(x, name) for path, x in columns.items()}

@@ -30,7 +30,7 @@ LOOKS = [{"color": COLOURS[i % 7], "marker": MARKERS[i % 8]} for i in range(56)]
 SHARES = [-0.1, *(np.arange(10) / 10 + 1e-9), 1 - 1e-9, 1.1]  # bins of accuracies: 0, (0, .1], ..., (.9, 1), 1
 # Keys of config.json that do not change what a step does. Runs that differ in these alone have the same setting.
 BOOKKEEPING = {"seed", "out", "resume", "steps", "save_every", "eval_every", "tensorboard", "wandb", "tokens_per_micro",
-               "show", "about"}
+               "recompute", "shard_size", "offload", "compile", "vllm_memory", "show", "about"}
 ACCURACY = "accuracy\nsolid: training, dashed: reward, hollow: evaluation"
 CLIPPED = "clip fraction\nsolid: above 1 + high, dashed: below 1 - low"
 # title, name of the y axis, where that axis starts ("zero", "free") or "log", text of an empty panel, {metric: style}

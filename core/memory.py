@@ -15,12 +15,15 @@ TOKENS = (16384, 8192, 4096)  # --tokens_per_micro, the best first: larger ones 
 RECOMPUTE = (0, 4, 3, 2, 1)  # --recompute, the fastest first: no block, every fourth, ..., all
 
 
-def count(config) -> tuple[int, int, int]:
-    """Numbers of parameters: the whole model, embedding plus head (one table if tied), the larger of the two tables."""
+def count(config) -> tuple[int, int, int, float]:
+    """Numbers of parameters: the whole model, embedding plus head (one table if tied), the larger of the two tables.
+    And the activations of a block relative to Llama's: Qwen3, OLMo 2 and Gemma 3 have more norms."""
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
     tables = [p.numel() for p in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}]
-    return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables)
+    norms = sum(type(module).__name__.endswith("Norm") for module in lm.modules())
+    more = 1.35 if norms > 2 * config.num_hidden_layers + 1 else 1.0
+    return sum(p.numel() for p in lm.parameters()), sum(tables), max(tables), more
 
 
 def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, chunk=CHUNK,
@@ -34,14 +37,16 @@ def training_memory(config, gpus: int, tokens: int, offload=False, recompute=1, 
       logits       of a chunk of tokens: in bf16, in fp32, logprobs, probabilities, and probabilities x logprobs
       peak         the most that is there at the same time. It can be in a block, in the head, or at the end, with
                    the gradients of embedding and head in both bf16 and fp32. Add CONTEXT to it"""
-    whole, ends, table = sizes or count(config)
-    layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    kept = layers - len(range(0, layers, recompute)) if recompute else layers - 1  # blocks that keep their activations
-    own = tokens * (24 * hidden + 12 * mlp)  # activations of one block
+    whole, ends, table, more = sizes or count(config)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
+    kept = layers - len(range(0, layers, recompute)) if recompute else layers  # blocks that keep their activations
+    own = more * tokens * (19 * hidden + 8 * mlp)  # activations of one block
     stored = 2 * tokens * layers * hidden + kept * own  # from the forward pass to the backward pass
+    working = more * tokens * (24 * hidden + 12 * mlp) - (own if kept else 0)  # what the backward pass of a block adds
     parts = dict(parameters=4 * whole / gpus, gradients=4 * whole / gpus, optimizer=8 * whole / gpus,  # in fp32
                  gathered=2 * ends + 2 * table + 6 * (whole - ends) / layers,
-                 activations=stored + own, logits=18 * min(chunk, tokens * config.vocab_size))
+                 activations=stored + working, logits=18 * min(chunk, tokens * config.vocab_size))
     if offload:  # one GPU alone sums up the gradients of an update before they go to the CPU
         parts.update(parameters=0, optimizer=0, gradients=4 * whole if gpus == 1 else 0)
     in_a_block = parts["gradients"] + parts["gathered"] + parts["activations"]
@@ -69,15 +74,15 @@ def choose(config, gpus: int, room: float, least: int, offload=False, tokens=0, 
     return size, again, needed
 
 
-def left(free: float, total: float, engine: bool) -> float:
-    """Bytes for an update: the free ones, minus 5 % of the GPU for fragments, minus what a sleeping engine keeps."""
-    return free - 0.05 * total - (ASLEEP if engine else 0)
+def left(free: float, total: float, sampler: float = ASLEEP) -> float:
+    """Bytes for an update: the free ones, minus 5 % of the GPU for fragments, minus those of the sampler."""
+    return free - 0.05 * total - sampler
 
 
 def fit(cfg, items: dict, engine: bool) -> dict:
     """On GPUs, before the engine starts: choose --tokens_per_micro and --recompute, unless they are given. Then set
     them in each trained model in `items`. Returns {"memory": what was chosen}, or {} without a GPU.
-    engine: vLLM will sleep during the updates.
+    engine: the sampler will be vLLM, which sleeps during updates. The torch sampler has a whole copy of the model.
 
     All ranks call this together. Masters and optimizers are there already, so the free memory is what they leave."""
     if not torch.cuda.is_available():
@@ -85,7 +90,8 @@ def fit(cfg, items: dict, engine: bool) -> dict:
     models = [item for item in items.values() if hasattr(item, "tokens_per_micro")]
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    room = torch.tensor(left(free, total, engine), dtype=torch.float64)
+    sampler = ASLEEP if engine else 2 * count(models[0].lm.config)[0]
+    room = torch.tensor(left(free, total, sampler), dtype=torch.float64)
     room = all_reduce(room, dist.ReduceOp.MIN).item()
     least = (cfg.max_prompt_tokens + cfg.max_new_tokens) * getattr(cfg, "together", 1)
     first = models[0]

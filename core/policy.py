@@ -98,6 +98,7 @@ class Policy(nn.Module):
             torch.set_num_threads(max(cores, torch.get_num_threads()))
         self.shards = size = shard_size or world()
         self.whole = self.sharded and size == 1  # each process holds the whole state
+        self.hybrid = self.sharded and 1 < size < world() and not offload  # offload: the sum would stay on the GPU
         if self.sharded:
             shape = dict(copies=world() // size, shards=size) if size < world() else dict(shards=size)
             mesh = dist.init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
@@ -247,7 +248,7 @@ class Policy(nn.Module):
         for pack, rows, real, last in self._micros(batch):
             if self.whole:  # gradients add up where they arise; the copies, or the CPU of --offload, get the sum
                 self.set_requires_gradient_sync(last)
-            elif self.sharded and self.shards < world():  # each copy adds up its own; only the last sum crosses nodes
+            elif self.hybrid:  # each copy adds up its own gradients, and only the last sum crosses nodes
                 self.set_requires_all_reduce(last)
             index, lengths = batch.token_index(rows), (batch.ends - batch.starts)[rows]
             tokens = {name: value[index] for name, value in batch.values.items()}

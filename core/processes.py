@@ -44,23 +44,29 @@ DRIVERS = {"11": 450, "12": 525, "13": 580}  # CUDA of the torch build: the olde
 def look_for_gpu() -> bool:
     """Whether there is a GPU. fail() if there is one that can't be used: a run must not end up on the CPU unnoticed."""
     on_purpose = "; or train on the CPU on purpose: CUDA_VISIBLE_DEVICES="
-    with warnings.catch_warnings(action="ignore"):  # torch warns about an old driver, at length
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         usable = torch.cuda.is_available()
     if usable:
         number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number == count:  # the first of those that have none
+            print(f"error: {count} GPUs for more processes on this node; start at most --nproc-per-node {count}",
+                  file=sys.stderr)
         if number >= count:
-            fail(f"process {number} of this node has no GPU of its own; start at most --nproc-per-node {count}")
+            raise SystemExit(2)
         major, minor = torch.cuda.get_device_capability(number)
         if major < 8:
             fail(f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and bf16 and the attention "
                  f"kernel need 8.0 (A100, RTX 30) or newer; take a newer GPU{on_purpose}")
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    there = any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl"))
-    if torch.version.cuda and there and not usable and not hidden:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    signs = "/dev/nvidia0", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"
+    if torch.version.cuda and not usable and visible not in ("", "-1") and any(Path(sign).exists() for sign in signs):
         file, needed = Path("/proc/driver/nvidia/version"), DRIVERS.get(torch.version.cuda.split(".")[0], "a newer one")
         found = re.search(r"\d+\.[\d.]+", file.read_text()) if file.exists() else None
-        fail(f"there is a GPU that torch can't use: its driver is {found[0] if found else 'unknown'}, and torch "
-             f"{torch.__version__} needs {needed} or newer; update the driver, or install a torch for it{on_purpose}")
+        why = f" ({str(said[0].message).splitlines()[0][:200]})" if said else ""
+        devices = f", CUDA_VISIBLE_DEVICES={visible}" if visible else ""
+        fail(f"there is a GPU that torch {torch.__version__} can't use{why}: its driver is "
+             f"{found[0] if found else 'unknown'}, needed is {needed} or newer{devices}; mend that{on_purpose}")
     return usable
 
 
@@ -191,7 +197,8 @@ def first_to_say(message: str) -> bool:
 
     It asks torchrun's store. A collective would wait for processes that may never come here."""
     if not dist.is_initialized():
-        return int(os.environ.get("RANK", 0)) == 0  # this early, all processes fail in the same way
+        rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))
+        return int(rank) == 0  # this early, all processes of a node fail in the same way
     try:
         return world() == 1 or _get_default_store().add(f"said: {message}", 1) == 1
     except RuntimeError:  # the store is gone

@@ -302,9 +302,11 @@ def sampler_of(run, model: str, flag: str):
     source, _, tokenizer = find_model(model, flag)
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():
         fail(f"--{flag} {model}: its tokens differ from those of {run.cfg.model}; use a model of the same family")
+    # A process can have one vLLM engine. The policy's evaluations get the torch sampler, before vLLM takes its memory.
+    own = new_sampler(TorchSampler, run.policy, run.tokenizer)
     weights = run.new_model(source, flag=flag, offload=True)  # used once
     sampler = new_sampler(run.sampler, weights, tokenizer)
     sampler.sync(weights)
     sampler.rest()
-    run.sampler = TorchSampler  # for evaluations of the policy: a process can have one vLLM engine
+    run.sampler = lambda policy, eos: own
     return sampler

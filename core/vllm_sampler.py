@@ -4,6 +4,7 @@ import atexit
 import functools
 import os
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -113,10 +114,13 @@ class VLLMSampler:
 
         Wake them first, because vLLM would release memory that sleep() has released before: errors, even SIGABRT."""
         for sampler in cls.engines:
-            finalizer = sampler.llm.llm_engine.engine_core._finalizer
-            finalizer.atexit = False  # if this one fails, vLLM's own would too
-            sampler.wake()
-            finalizer()
+            try:
+                sampler.wake()
+                sampler.llm.llm_engine.engine_core._finalizer()
+            except Exception:  # no memory: this process has failed already
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
 
     def _share(self, policy) -> float:
         """The smallest engine_share() of all GPUs."""
