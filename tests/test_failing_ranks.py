@@ -77,6 +77,7 @@ def torchrun(folder, script, *flags):
         process.kill()
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_middle_of_a_step_ends_both(tmp_path, small):
     """Rank 0 is by then in the backward pass, whose collectives need rank 1."""
     flags = ["--out", str(tmp_path / "out"), *small, "--steps", "1", "--eval_data", ""]

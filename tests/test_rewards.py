@@ -163,7 +163,10 @@ def test_chance_is_bernoulli_and_of_the_response_alone():
 
 # ------------------------------------------------------------------------------------------------ runs
 
-@pytest.mark.parametrize("reward", ["random:0.5", "majority", "format & !python", "majority_fixed"])
+more = lambda case: pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("reward", ["random:0.5", more("majority"), more("format & !python"), "majority_fixed"])
 def test_runs_repeat_and_resume(train, tmp_path, reward):
     flags = [*FEW, "--reward", reward, "--votes", 4, "--save_every", 2]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -250,6 +250,7 @@ def test_advantages_of_single_tokens(train, tmp_path):
         assert len(row["advantage"]) == len(row["tokens"]) and set(row["advantage"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_long_run_records_whole_steps_but_not_each(train, tmp_path, monkeypatch):
     """Here with room for about two of six: the first, the last, and what comes between at an even pace."""
     flags = [*FEW, "--steps", 6]

@@ -990,7 +990,10 @@ sys.argv = ["grpo.py", "--steps", "1"]
 """
 
 
-@pytest.mark.parametrize("then", ["import core", "import core.verify", "runpy.run_path('grpo.py')"])
+more = lambda case: pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("then", [more("import core"), more("import core.verify"), "runpy.run_path('grpo.py')"])
 def test_native_windows_is_one_line(then):
     ran = subprocess.run([sys.executable, "-c", WINDOWS + then], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 2 and not ran.stdout and ran.stderr.count("\n") == 1
