@@ -499,8 +499,9 @@ def test_comparing_with_a_baseline(tmp_path, capsys):
     assert (tmp_path / "out/compare.png").stat().st_size > 10_000
 
 
-def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
-    """At temperature 1 the sampler's own logprobs are the base's, so its responses have their perplexity."""
+def test_perplexity_is_that_of_the_sampler(whole, tmp_path, monkeypatch):
+    """At temperature 1 the sampler's own logprobs are the base's, so its responses have their perplexity. On a GPU, an
+    engine has to sleep while the policy computes them."""
     cfg = common.parse(common.Config, "", ["--model", "tiny", "--max_new_tokens", "48"])
     model = evaluation.open_model(cfg)
     problems = data.load_data("tiny-test", model[2], cfg, 5)
@@ -508,7 +509,9 @@ def test_perplexity_is_that_of_the_sampler(whole, tmp_path):
     expected = [math.exp(-np.mean(logprobs)) for _, logprobs, _, _ in responses]
     saved = {name: x[:, :3] for name, x in saving.read_responses(whole / "tiny.jsonl").items()}
     assert evaluation.perplexities(model, settings_of(whole), saved) == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr(evaluation.TorchSampler, "sleep", sleep := mock.Mock())
     assert run("--compare", whole, whole / "tiny.jsonl", "--perplexity", "--out", tmp_path) == 0
+    assert sleep.call_count == 1
     values = json.loads((tmp_path / "compare.json").read_text())["benchmarks"]["tiny"]["perplexity"]
     assert all(len(x) == 30 for x in values.values())
 

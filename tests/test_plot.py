@@ -66,7 +66,8 @@ def test_moving_average_leaves_missing_values_out():
 
 def test_runs_that_differ_in_bookkeeping_only_are_seeds_of_one_setting(tmp_path):
     folders = [write_run(tmp_path / f"g{s}", rows(3), algorithm="grpo", lr=1e-6, seed=s, out=f"g{s}") for s in (0, 1)]
-    folders.append(write_run(tmp_path / "g2", rows(3), algorithm="grpo", lr=1e-6, seed=2, resume=True, steps=9))
+    folders.append(write_run(tmp_path / "g2", rows(3), algorithm="grpo", lr=1e-6, seed=2, resume=True, steps=9,
+                             recompute=1, offload=True, tokens_per_micro=4096, shard_size=8))
     folders.append(write_run(tmp_path / "h0", rows(3), algorithm="grpo", lr=2e-6, seed=0))
     groups = plot.group_seeds([plot.load(folder) for folder in folders])
     assert [[run.folder.name for run in seeds] for seeds in groups] == [["g0", "g1", "g2"], ["h0"]]
