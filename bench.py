@@ -23,7 +23,7 @@ from common import (UNUSABLE, Policy, Rollouts, TorchSampler, all_reduce, arg, b
                     find_model, full_loss, generate, longest_sequence, parse, rank, say, split, start_processes,
                     observe)
 from core.data import encode
-from core.memory import CONTEXT, choose, count, engine_share, fit, left, training_memory
+from core.memory import CONTEXT, choose, count, engine_room, engine_share, fit, left, training_memory
 from core.policy import settings_of
 from core.processes import world
 from core.rewards import decode
@@ -59,7 +59,7 @@ def report(cfg, config, gpus: int) -> str:
     """What training needs, and what is left for vLLM, on GPUs of 80 and of 141 GB that share one copy of the state.
 
     --tokens_per_micro and --recompute are chosen for each kind as a run chooses them, unless they are given."""
-    whole, _, table, _ = count(config)
+    whole, _, table, _ = sizes = count(config)
     heads, least = config.num_key_value_heads, cfg.max_prompt_tokens + cfg.max_new_tokens
     cache = 4 * config.num_hidden_layers * heads * config.hidden_size // config.num_attention_heads  # bytes per token
     reference = 4 * whole / gpus * bool(cfg.reference or cfg.kl_coef) * (not cfg.offload)
@@ -69,12 +69,12 @@ def report(cfg, config, gpus: int) -> str:
         free = total - CONTEXT - resident
         room = left(free, total)
         tokens, recompute, needed = choose(config, gpus, room, least, cfg.offload, cfg.tokens_per_micro, cfg.recompute)
-        memory = training_memory(config, gpus, tokens, cfg.offload, recompute)
-        sizes = {name: f"{size / 1e9:.1f}" for name, size in memory.items()} | dict(reference=f"{reference / 1e9:.1f}")
-        columns.append(dict(tokens_per_micro=str(tokens), recompute=str(recompute)) | sizes)
+        memory = training_memory(config, gpus, tokens, cfg.offload, recompute, sizes=sizes) | dict(reference=reference)
+        in_gb = {name: f"{size / 1e9:.1f}" for name, size in memory.items()}
+        columns.append(dict(tokens_per_micro=str(tokens), recompute=str(recompute)) | in_gb)
         told = "no room for vLLM; give --offload true or take more GPUs"
         for tp in (8, 4, 2, 1) if gpus % 8 == 0 else (1,):  # the last that fits counts
-            cached = tp * (0.9 * free - 6 * table - 2.25 * whole / tp) / cache  # tokens
+            cached = tp * (engine_room(free, table) - 2.25 * whole / tp) / cache  # tokens
             if heads % tp == 0 and cached > 1e5:  # 25 responses of 4,000 tokens at a time
                 size = total * engine_share(free, total, whole, table, tp)
                 told = f"vLLM with --tp {tp} gets {size / 1e9:.0f} GB and caches {cached / 1e3:.0f} k tokens"

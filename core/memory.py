@@ -90,13 +90,11 @@ def fit(cfg, items: dict, engine: bool) -> dict:
     models = [item for item in items.values() if hasattr(item, "tokens_per_micro")]
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    sampler = ASLEEP if engine else 2 * count(models[0].lm.config)[0]
-    room = torch.tensor(left(free, total, sampler), dtype=torch.float64)
-    room = all_reduce(room, dist.ReduceOp.MIN).item()
+    sampler = ASLEEP if engine else 2 * sum(p.numel() for p in models[0].lm.parameters())
+    room = all_reduce(torch.tensor(left(free, total, sampler), dtype=torch.float64), dist.ReduceOp.MIN).item()
     least = (cfg.max_prompt_tokens + cfg.max_new_tokens) * getattr(cfg, "together", 1)
-    first = models[0]
-    tokens, recompute, needed = choose(first.lm.config, first.shards, room, least, cfg.offload, cfg.tokens_per_micro,
-                                       cfg.recompute)
+    tokens, recompute, needed = choose(models[0].lm.config, models[0].shards, room, least, cfg.offload,
+                                       cfg.tokens_per_micro, cfg.recompute)
     for model in models:
         model.tokens_per_micro = tokens
         model.recompute(recompute)
@@ -109,15 +107,21 @@ def fit(cfg, items: dict, engine: bool) -> dict:
     return dict(memory=dict(tokens_per_micro=tokens, recompute=recompute))
 
 
+def engine_room(free: float, table: int) -> float:
+    """Bytes for an engine, of the `free` ones beside the trainer's state. A tenth is kept for CUDA, NCCL and fragments.
+
+    A push needs 6 bytes for each entry of the largest tensor, the `table`: three copies of it in bf16. vLLM pads the
+    vocabulary, so it puts embedding and head aside until the end of the push."""
+    return 0.9 * free - 6 * table
+
+
 def engine_share(free: int, total: int, parameters: int, table: int, tp: int) -> float:
     """The share of a GPU's `total` bytes for an engine. `free` bytes are left beside the trainer's state.
 
-    A tenth of the free bytes is kept for CUDA, NCCL and fragments. A push needs 6 bytes for each entry of the largest
-    tensor, the `table`: three copies of it in bf16. vLLM pads the vocabulary, so it puts embedding and head aside
-    until the end of the push. Activations and gradients need no room, because the engine sleeps while they exist.
+    Activations and gradients need no room, because the engine sleeps while they exist. table: see engine_room().
     Raises ValueError if the engine does not fit. It needs its weights (bf16, split over tp GPUs), an eighth of them
     for its activations, and 1 GB of KV cache."""
-    room, least = 0.9 * free - 6 * table, 2.25 * parameters / tp + 1e9
+    room, least = engine_room(free, table), 2.25 * parameters / tp + 1e9
     if room < least:
         raise ValueError(f"the trainer leaves {free / 1e9:.1f} of a GPU's {total / 1e9:.1f} GB, and vLLM needs "
                          f"{(least + 6 * table) / 0.9 / 1e9:.1f} GB; raise --tp (now {tp}), set --offload true, or "

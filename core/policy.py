@@ -173,8 +173,8 @@ class Policy(nn.Module):
         forward pass."""
         if self.device.type == "cuda":
             self.lm.gradient_checkpointing_disable()
-        if self.device.type == "cuda" and every:
-            self.lm.gradient_checkpointing_enable(dict(use_reentrant=False), every_n_layers=every)
+            if every:
+                self.lm.gradient_checkpointing_enable(dict(use_reentrant=False), every_n_layers=every)
 
     def blocks(self):
         """The transformer blocks, in order."""

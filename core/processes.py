@@ -197,8 +197,8 @@ def first_to_say(message: str) -> bool:
 
     It asks torchrun's store. A collective would wait for processes that may never come here."""
     if not dist.is_initialized():
-        rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))
-        return int(rank) == 0  # this early, all processes of a node fail in the same way
+        number = os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))
+        return int(number) == 0  # this early, all processes of a node fail in the same way
     try:
         return world() == 1 or _get_default_store().add(f"said: {message}", 1) == 1
     except RuntimeError:  # the store is gone
