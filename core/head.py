@@ -1,7 +1,8 @@
 """The head of a model: from hidden states to logprobs and entropies, one chunk of tokens at a time."""
 
 import torch
-import torch.nn.functional as F
+
+from core.linear import linear
 
 CHUNK = 2**27  # most logits at one time on a GPU, in elements
 FP32 = False  # True: on a GPU, the head gives fp32 logits, in trainer and sampler. See docs/scale.md for the figures
@@ -31,7 +32,7 @@ def logits_of(lm, hidden):
         logits = Product.apply(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias
     else:
-        logits = F.linear(hidden, head.weight, head.bias)
+        logits = linear(hidden, head.weight, head.bias)
     scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
     logits = logits * scale if scale != 1 else logits  # skip a scale of 1: it costs a pass over all logits
     cap = getattr(config, "final_logit_softcapping", None)

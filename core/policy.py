@@ -24,6 +24,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.head import CHUNK, Chunks, logits_of
+from core.linear import quicken
 from core.memory import TOKENS
 from core.minibatches import plan
 from core.packing import Pack
@@ -85,6 +86,8 @@ class Policy(nn.Module):
         self.chunk_logits = CHUNK if self.device.type == "cuda" else 2**22
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.sharded = dist.is_initialized()
+        if self.device.type == "cpu":
+            quicken(self.lm)
         self.requires_grad_(lr is not None).train(lr is not None)
         self.refuse_other_models()
         self.recompute(recompute)

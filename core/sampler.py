@@ -29,6 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from core.config import end_tokens, find_model
 from core.packing import refuse_attention, shared_start
 from core.head import logits_of
+from core.linear import quicken
 from core.processes import bad_input, fail, progress, say
 from core.streams import streams, uniforms
 from core.vllm_sampler import VLLMSampler
@@ -180,6 +181,8 @@ class TorchSampler:
         config = copy.deepcopy(policy.lm.config)  # a copy: from_config writes the attention's name into it
         self.lm = AutoModelForCausalLM.from_config(config, dtype=policy.dtype, attn_implementation="cached").eval()
         self.lm.to(policy.device)
+        if policy.device.type == "cpu":
+            quicken(self.lm)
         self.exact = policy.dtype == torch.float32
         self.vocab, self.cache_tokens, self.chunk_logits = policy.vocab, cache_tokens, policy.chunk_logits
         self.eos = torch.tensor(sorted(eos), device=policy.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import lab
 from core.config import ROOT
 from core.processes import bad_input, fail
-from lab import report
+from lab import real, report
 from lab.claims import CLAIMS, command_lines
 from lab.experiments import Experiments
 
@@ -18,7 +18,7 @@ def main():
     how = dict(description=lab.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(prog="python -m lab", **how)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
-    parser.add_argument("claims", nargs="*", help="numbers of claims, or all")
+    parser.add_argument("claims", nargs="*", help="numbers, all (of the miniature), or real (on real models)")
     parser.add_argument("--seeds", default="5", help="how many, from 0 up; or first-last, such as 10-14")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores")
     parser.add_argument("--report", action="store_true", help="write the report and its figures")
@@ -32,31 +32,36 @@ def main():
     first, _, end = args.seeds.partition("-")
     good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
     seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
-    if not seeds or set(args.claims) - {"all", *[str(claim.number) for claim in CLAIMS]}:
-        fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(CLAIMS)}, or all; --seeds 5 or 10-14; --jobs 1 or more")
+    claims = CLAIMS + (real.CLAIMS if args.model == "tiny" else [])
+    groups = dict(all=CLAIMS, real=real.CLAIMS) | {str(claim.number): [claim] for claim in claims}
+    if not seeds or set(args.claims) - set(groups):
+        fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(claims)}, all or real; --seeds 5 or 10-14; --jobs 1 or "
+             "more")
     out = Path(args.out) if args.model == "tiny" else Path(f"{args.out}-{Path(args.model).name}")
     file = Path(args.results or (ROOT / "lab/results.json" if args.model == "tiny" else out / "results.json"))
-    settings = command_lines(args.model, args.data, args.steps)
+    settings = command_lines(args.model, args.data, args.steps) | (real.SETTINGS if args.model == "tiny" else {})
     with bad_input(f"{file}: "):
         runs = Experiments(settings, file, out.resolve(), args.launcher)
-    asked = CLAIMS if "all" in args.claims else [claim for claim in CLAIMS if str(claim.number) in args.claims]
+    asked = [claim for word in args.claims for claim in groups[word]]
     names = [name for claim in asked for name in report.needs(claim)]
-    if asked == CLAIMS:  # also the settings that only a figure shows; to_do() adds the worlds that they need
-        names = [name for name, text in settings.items() if "worlds.py" not in text.split()[0]]
-    todo = runs.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings])
+    if "all" in args.claims:  # also the settings that only a figure shows; to_do() adds the worlds that they need
+        names += [name for name, text in settings.items()
+                  if name not in real.SETTINGS and "worlds.py" not in text.split()[0]]
+    todo = runs.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings
+                       and (seed == seeds[0] or name not in real.ONCE)])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failures = runs.run_all(todo, args.jobs)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was")
         raise SystemExit(130) from None
-    found = report.judge_all(CLAIMS, runs.results, seeds)
-    for claim in asked or CLAIMS:
+    found = report.judge_all(claims, runs.results, seeds)
+    for claim in asked or claims:
         print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
         for part in found[claim.number]["parts"] if asked else ():
             print(f"    {part['verdict']:9}  {part['label']}: {report.value(part)} ({part['criterion']})")
     if args.report:
-        report.write(file, CLAIMS, found, runs.results, seeds)
+        report.write(file, claims, found, runs.results, seeds)
     if failures:
         fail(f"{len(failures)} of {len(todo)} runs failed; the same command tries them again:\n" + "\n".join(failures))
 

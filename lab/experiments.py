@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from core.config import ROOT
 from core.files import read_steps, write_whole
-from core.saved import read_responses
-from core.stats import count, mean_lengths, pass_at_k, transitions
+from core.saved import read_responses, to_rows
+from core.stats import count, majority, mean_lengths, pass_at_k, transitions
 
 CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
 LAST_WORDS = 200  # characters that we show of the log of a run that failed
 REFERENCE = r"\{(\w+)(?:#(\d+))?\}"  # {SETTING} or {SETTING#SEED} in a command line
+FEW = 16  # samples, up to which we keep the numbers of each
 GUESS = 60  # seconds per run, until one run of the setting has been timed
 
 
@@ -39,14 +40,13 @@ def shorten(x):
     return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
 
 
-def numbers(file) -> dict:
-    """What we keep of a .jsonl file of responses. Means over responses, as plain numbers:
+def numbers(saved) -> dict:
+    """What we keep of responses, the columns of read_responses(). Means over responses, as plain numbers:
 
     accuracy, python, boxed, truncated, wait   shares in 0..1
     rejected                                   how often a response says `no`, as searches in the miniature Countdown do
     length_right, length_wrong                 tokens, of the responses that were not cut off
     And two arrays [P, n] of 0 and 1: right, and uses_python."""
-    saved = read_responses(file)
     right, texts = saved["correct"].astype(float), saved["response"]
     tokens, whole = saved["tokens"].astype(float), saved["finish"] != "length"
     python, lengths = (count("python", texts) > 0).astype(float), mean_lengths(tokens, right, among=whole)
@@ -55,6 +55,19 @@ def numbers(file) -> dict:
              rejected=count(r"\bno\b", texts).mean(), length_right=lengths["right"],
              length_wrong=lengths["wrong"])
     return {name: shorten(x) for name, x in r.items()} | dict(right=right, uses_python=python)
+
+
+def by_sample(saved) -> dict[str, list]:
+    """{name: a number for each sample}. A sample of an evaluation is a seed of its own."""
+    columns = [numbers({name: x[:, i : i + 1] for name, x in saved.items()}) for i in range(saved["correct"].shape[1])]
+    return {name: [one[name] for one in columns] for name in columns[0] if name not in ("right", "uses_python")}
+
+
+def examples(saved) -> list[dict]:
+    """Two right and three wrong responses: the first ones to different problems that were not cut off."""
+    rows = [row for row in to_rows({name: x[:, :1] for name, x in saved.items()}) if row["finish"] != "length"]
+    right, wrong = ([row for row in rows if row["correct"] == value] for value in (True, False))
+    return [{name: row[name] for name in ("problem", "gold", "response", "correct")} for row in right[:2] + wrong[:3]]
 
 
 def pack(right) -> list[str]:
@@ -71,14 +84,15 @@ def digest(folder: Path) -> dict:
     """What we keep of the folder of a finished run.
 
     training         curves, evaluations, and how the strategies changed from the first to the last evaluation
-    eval.py          the numbers of its responses, and each grade
+    eval.py          the numbers of its responses, and each grade. With at most 16 samples also those of each sample
+                     alone, majority votes per problem, and two right and three wrong responses as they are
     eval.py compare  the median perplexity of each model's responses"""
     if (folder / "metrics.jsonl").exists():
         rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
         columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
-            evals.append(numbers(file) | dict(step=int(file.parent.name.removeprefix("step_"))))
+            evals.append(numbers(read_responses(file)) | dict(step=int(file.parent.name.removeprefix("step_"))))
         r = dict(curves={name: column for name, column in columns.items() if column and None not in column})
         if r["curves"].get("reward") == r["curves"].get("accuracy"):  # then one of them is enough
             r["curves"].pop("reward", None)
@@ -93,9 +107,12 @@ def digest(folder: Path) -> dict:
         return dict(perplexity=[shorten(np.median(values)) for values in compared["perplexity"].values()])
     r = {}
     for file in folder.glob("*.jsonl"):
-        one = numbers(file)
-        one.pop("uses_python")
-        r |= one | dict(samples=one["right"].shape[1], right=pack(one["right"]))
+        one = numbers(saved := read_responses(file))
+        right, python = one["right"], one.pop("uses_python")
+        r |= one | dict(samples=right.shape[1], right=pack(right))
+        if right.shape[1] <= FEW:
+            r |= dict(uses_python=pack(python), by_sample=by_sample(saved), examples=examples(saved),
+                      majority=[shorten(curve[-1]) for curve in majority(saved, right, [right.shape[1]])])
     return r
 
 
@@ -144,9 +161,20 @@ def late(run, curve):
     return mean(run, curve, 1 / 2)
 
 
-def grades(run):
-    """The grades of an evaluation, [P, n] of 0 and 1."""
-    return unpack(run["right"], run["samples"])
+def grades(run, key="right"):
+    """The grades of an evaluation, [P, n] of 0 and 1. Key "uses_python": which responses use Python."""
+    return unpack(run[key], run["samples"])
+
+
+def each(run, key):
+    """A number of an evaluation, for each of its samples: [n]."""
+    return np.array(run["by_sample"][key], dtype=float)
+
+
+def of_style(run, python: bool):
+    """The accuracy of the responses in python, or of those in words, for each sample: [n]."""
+    style = grades(run, "uses_python") == python
+    return (grades(run) * style).sum(0) / np.maximum(1, style.sum(0))
 
 
 def pass_at(run, k):

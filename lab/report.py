@@ -31,6 +31,7 @@ def needs(claim) -> list[str]:
 
 def judge(claim, results: dict, seeds: list[int]) -> dict:
     """The verdict on a claim and on each of its parts. A seed counts if the results have all the records of that part.
+    A measure gives a number per seed, or an array: on real models each sample of a run is a seed.
 
     All parts have to hold. p is that of the deciding part: of the least certain one, or if the claim fails, of the
     surest failure."""
@@ -41,7 +42,9 @@ def judge(claim, results: dict, seeds: list[int]) -> dict:
         if names:
             there = [seed for seed in seeds if all(f"{name}/{seed}" in results for name in names if name != "seed")]
             inputs = [{x: seed if x == "seed" else results[f"{x}/{seed}"] for x in names} for seed in there]
-            found = verdict([measure(**records) for records in inputs], low, high) if there else dict(verdict="not run")
+            values = np.concatenate([np.atleast_1d(measure(**records)) for records in inputs] or [[]]).astype(float)
+            values = values[~np.isnan(values)]  # such as the length of right answers where there is none
+            found = verdict(values, low, high) if len(values) else dict(verdict="not run")
         else:
             exact = measure()
             found = dict(mean=exact, n="computed", verdict="holds" if low < exact < high else "fails")

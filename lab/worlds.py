@@ -8,6 +8,7 @@ prime-right   models/tiny, trained to solve countdown by search: it tries orders
 prime-wrong   the same, but each search ends in a wrong order that it calls right: the behaviour without the answers
 prime-direct  the same problems, and the right order at once
 prime-dots    the right order, after as many dots as a search has characters
+benchmarks    no model: benchmarks.jsonl, 64 problems of GSM8K and 32 of MATH-500, of at most 500 characters
 checkpoints   step_N, a base during its pretraining; corrupted.jsonl, solutions cut off after an error (2504.04022)
 
 A problem of countdown is `12 *2 +8 -1 > 38`: in which order do the operations lead from 12 to 38, from left to right?
@@ -21,6 +22,7 @@ import json
 import random
 import re
 import sys
+from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
 
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # not lab/, whose modules could hide others of the same name
 from core import tiny
+from core.rows import open_rows
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 LENGTH = 3  # operations in a problem of countdown
@@ -118,6 +121,20 @@ def files(out: Path, seed: int = 0):
         (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in countdown(split, n, seed)))
 
 
+def benchmarks(out: Path, seed: int = 0):
+    """64 test problems of GSM8K and 32 of MATH-500: those whose text has the smallest hash, in that order.
+
+    From data/gsm8k.jsonl and data/math500.jsonl in this repository if they are there, else from the hub."""
+    drawn = []
+    for name, n in (("gsm8k-test", 64), ("math500", 32)):
+        local = ROOT / "data" / f"{name.removesuffix('-test')}.jsonl"
+        rows = open_rows(str(local) if local.exists() else name)
+        rows = [(row.get("question") or row["problem"], row["answer"]) for row in map(dict, rows)]
+        order = sorted((sha256(f"{seed} {text}".encode()).digest(), text, gold) for text, gold in rows)
+        drawn += [dict(problem=text, answer=gold) for _, text, gold in order if len(text) <= 500][:n]
+    (out / "benchmarks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drawn))
+
+
 def corrupt(problem: str, rng: random.Random) -> str:
     """A solution of the problem, cut off after its first step with a wrong value."""
     lines, chain = tiny.solution(problem, "steps", 0.0, rng).split("\n"), tiny.parse(problem)[1]
@@ -138,7 +155,7 @@ def checkpoints(out: Path, seed: int = 0, steps: int = 300, n: int = 200):
     (out / "corrupted.jsonl").write_text("".join(json.dumps(row | {"correct": False}) + "\n" for row in rows))
 
 
-WORLDS = {"teacher": teach, "countdown": files, "checkpoints": checkpoints}
+WORLDS = {"teacher": teach, "countdown": files, "checkpoints": checkpoints, "benchmarks": benchmarks}
 WORLDS |= {f"prime-{k}": lambda out, seed, k=k: prime(k, out, seed) for k in ("right", "wrong", "direct", "dots")}
 
 
