@@ -23,7 +23,7 @@ TEMPLATES = dict(sober="sober", qwen_math="qwen-math", chat="chat", none="none")
 SETTINGS = {"benchmarks": "lab/worlds.py benchmarks"}
 for name, model in FAMILIES.items():
     room = 256 if name == "gemma" else 512  # on a CPU Gemma sees 512 tokens, prompt included
-    usual = f"eval.py --model {model} --max_prompt_tokens {room} --seeds 1 --template {USUAL[name]}"
+    usual = f"eval.py --model {model} --max_prompt_tokens {room} --seeds 1 --chunk 256 --template {USUAL[name]}"
     line = usual + " --bench {benchmarks#0}/final/benchmarks.jsonl"
     SETTINGS[f"{name}_16"] = f"{line} --samples 16 --max_new_tokens {room}"
     SETTINGS[f"{name}_forced"] = f'{line} --samples 4 --max_new_tokens {room} --prefix "{FORCED}"'
