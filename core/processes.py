@@ -86,14 +86,23 @@ def start_processes() -> str:
             raise SystemExit(2)
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-        # At exit the last function comes first. Gloo's threads still have tensors of the last collective. They need the
-        # GIL to free them, and a finalising interpreter never releases it: SIGABRT (torch 2.13, pytorch issue 190489).
-        atexit.register(time.sleep, 0.2)
-        atexit.register(dist.destroy_process_group)  # only after success: see leave()
+        atexit.register(part)  # only after success: see leave()
         sys.excepthook = functools.partial(report_and_leave, show=sys.excepthook)  # around torch's, with the rank
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return "cuda" if cuda else "cpu"
+
+
+def part():
+    """At exit: wait until all ranks have finished their collectives, then leave the group.
+
+    Gloo's threads still have the tensors of the last ones. They need the GIL to free them, and a finalising interpreter
+    never releases it: SIGABRT (torch 2.13, pytorch issue 190489). A collective comes after all earlier ones, and then
+    the threads have 0.2 seconds for what is left."""
+    with contextlib.suppress(RuntimeError):  # another rank has failed
+        all_reduce(torch.zeros(1))
+    dist.destroy_process_group()
+    time.sleep(0.2)
 
 
 def all_reduce(tensor: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:

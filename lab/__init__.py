@@ -3,6 +3,7 @@
     python -m lab                        list the claims, with the last verdicts
     python -m lab 17 25                  run what these claims need, and judge them
     python -m lab all                    everything: about 2 hours on two cores
+    python -m lab real                   the claims on real models (lab/real.py says what that needs): hours
     python -m lab --report               write docs/lab.md and its figures from lab/results.json; run nothing
     python -m lab 1 3 --model qwen2.5-math-1.5b --data numina-math --launcher "torchrun --nproc-per-node 8"
 

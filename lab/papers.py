@@ -51,6 +51,9 @@ enough to learn.""", """
 The weights are what Dr. GRPO says, but our problems fix the length of a solution, and a difference of a token
 in the length of wrong answers is not established. One example gains 7 points, which is not clearly more than
 the 2 points of rewarding the format."""),
+    "real": ("Real models on real benchmarks", "the papers above", """
+What the papers measured on models of 1.5 to 72 billion parameters.""", """
+"""),
 }
 
 TENSION = """

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -17,8 +18,8 @@ from helpers import ROOT, output_of, start
 
 import common
 import lab.__main__
-from lab import claims, report
-from lab.experiments import Experiments, digest, pack, pass_at, read_results, unpack
+from lab import claims, real, report
+from lab.experiments import Experiments, digest, each, grades, of_style, pack, pass_at, read_results, unpack
 from lab.verdicts import t_quantile, t_tail, verdict
 
 LAB = ROOT / "lab/results.json"
@@ -100,11 +101,11 @@ def test_seeds_without_all_records_are_left_out_and_no_records_are_no_verdict():
 
 
 # ------------------------------------------------------------------------------------------------ the tables
-def test_there_are_34_claims_of_known_papers_each_about_settings_that_exist():
-    assert [one.number for one in claims.CLAIMS] == list(range(1, 35))
-    for one in claims.CLAIMS:
+def test_there_are_34_claims_and_9_on_real_models_each_about_settings_that_exist():
+    assert [one.number for one in claims.CLAIMS + real.CLAIMS] == list(range(1, 44))
+    for one in claims.CLAIMS + real.CLAIMS:
         assert one.paper in report.PAPERS and one.parts
-        assert set(report.needs(one)) <= set(claims.SETTINGS), one.number
+        assert set(report.needs(one)) <= set(real.SETTINGS if one in real.CLAIMS else claims.SETTINGS), one.number
         for _, criterion, _ in one.parts:
             low, high = report.region(criterion)
             assert low < high
@@ -112,22 +113,21 @@ def test_there_are_34_claims_of_known_papers_each_about_settings_that_exist():
 
 def commands(model="tiny"):
     """{setting: its command line}, as the lab runs it."""
-    return claims.command_lines(model, "numina-math", 0)
+    return claims.command_lines(model, "numina-math", 0) | (real.SETTINGS if model == "tiny" else {})
 
 
 @pytest.mark.parametrize("model", ["tiny", "qwen2.5-math-1.5b"])
 def test_each_settings_flags_are_those_of_its_script(model, monkeypatch):
     for name, line in commands(model).items():
-        script, *flags = line.split()
+        script, *flags = shlex.split(line)
         for other in re.findall(r"\{(\w+)", line):
-            assert other in claims.SETTINGS, name
+            assert other in claims.SETTINGS | real.SETTINGS, name
         if "worlds" in script:
             assert flags[0] in importlib.import_module("lab.worlds").WORLDS
             continue
         module = importlib.import_module(script.removesuffix(".py"))
         monkeypatch.setattr(sys, "argv", [script])
-        words = [flag for flag in line.replace("' wait'", "wait").split()[1:]]
-        cfg = common.parse(module.Config, "", [*words, "--seed=3", "--out=x"])
+        cfg = common.parse(module.Config, "", [*flags, "--seed=3", "--out=x"])
         assert cfg.seed == 3, name
 
 
@@ -138,7 +138,7 @@ def test_for_another_model_only_what_does_not_need_the_built_in_world_is_run():
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["35"], "give claims, 1 to 34"), (["x"], "give claims, 1 to 34"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
+    (["44"], "give claims, 1 to 43"), (["x"], "1 to 43, all or real"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
     (["1", "--seeds", "0"], "--seeds 5 or 10-14"), (["1", "--seeds", "14-10"], "--seeds 5 or 10-14"),
     (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])
 def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
@@ -168,6 +168,74 @@ def test_the_digest_of_an_evaluation_by_hand(tmp_path):
     assert (found["accuracy"], found["python"], found["boxed"], found["truncated"]) == (0.5, 0.75, 0.75, 0.25)
     assert (found["length_right"], found["length_wrong"], found["rejected"], found["wait"]) == (10, 20, 0.5, 0.75)
     assert unpack(found["right"], 2).tolist() == [[1, 0], [0, 1]]
+    assert grades(found, "uses_python").tolist() == [[1, 1], [0, 1]]
+    assert each(found, "accuracy").tolist() == [0.5, 0.5] and each(found, "truncated").tolist() == [0.5, 0]
+    assert each(found, "length_wrong").tolist()[1] == 20 and math.isnan(each(found, "length_wrong")[0])
+    assert of_style(found, python=True).tolist() == [1, 0.5] and of_style(found, python=False).tolist() == [0, 0]
+    assert found["examples"] == [dict(problem="0+1", gold="1", response="python 1 wait\n\\boxed{1}", correct=True)]
+
+
+def test_two_right_and_three_wrong_responses_are_kept_as_examples(tmp_path):
+    rows = [row(i, j, i < 4 and j == 0, tokens=j) for i in range(8) for j in range(2)]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    shown = digest(tmp_path)["examples"]
+    assert [(one["problem"], one["correct"]) for one in shown] == [
+        ("0+1", True), ("1+1", True), ("4+1", False), ("5+1", False), ("6+1", False)]
+
+
+# ------------------------------------------------------------------------------------------------ real models
+def record(right, python=None, **more):
+    """What is kept of an evaluation with these grades [P, n]."""
+    right = np.array(right)
+    packed = pack(np.zeros_like(right) if python is None else np.array(python))
+    return dict(right=pack(right), samples=right.shape[1], uses_python=packed) | more
+
+
+def test_two_conditions_are_compared_problem_by_problem_whatever_their_samples():
+    a, b = record([[1, 0], [0, 0]], [[0, 0], [1, 0]]), record([[1, 1, 1, 0], [0, 0, 0, 1]])
+    assert real.change(a, b).tolist() == [0.25, 0.25]
+    assert real.change(a, b, "uses_python").tolist() == [0, -0.5]
+    assert real.solved(a).tolist() == [1, 0]
+
+
+def test_scatter_over_chance_by_hand_and_of_independent_seeds():
+    # One set of two problems, p = 1/2 and 1/4. The seeds have accuracies 1, 1/2, 0, 0 around 3/8.
+    run = record([[1, 1, 0, 0], [1, 0, 0, 0]])
+    by_chance = (1 / 4 + 3 / 16) / 2 / 2 * 4 / 3
+    expected = [d**2 * 4 / 3 / by_chance - 1 for d in (5 / 8, 1 / 8, -3 / 8, -3 / 8)]
+    assert real.chance(run, m=2) == pytest.approx(expected)
+    rng, p = np.random.default_rng(0), np.random.default_rng(1).random((3000, 1))
+    fair = record(rng.random((3000, 16)) < p)
+    assert len(real.chance(fair)) == 1600 and real.chance(fair).mean() == pytest.approx(0, abs=4 * 2**0.5 / 1500**0.5)
+    same = record(np.repeat(rng.random((3000, 16)) < 0.5, 1, 1)[:1].repeat(3000, 0))  # seeds that are good or bad
+    assert real.chance(same).mean() > 10
+
+
+def test_arrays_are_values_and_nan_is_none(monkeypatch):
+    one = claims.Claim(1, "real", "", "", [("x", "> 0", lambda run: np.array(run["x"]))])
+    part = report.judge(one, {"run/0": dict(x=[1.0, math.nan, 3.0]), "run/1": dict(x=[2.0])}, [0, 1])["parts"][0]
+    assert part["n"] == 3 and part["mean"] == 2
+    assert report.judge(one, {"run/0": dict(x=[math.nan])}, [0])["verdict"] == "not run"
+
+
+def test_the_benchmark_is_drawn_by_hash_whatever_the_order_of_the_file(tmp_path, monkeypatch):
+    worlds = importlib.import_module("lab.worlds")
+    monkeypatch.setattr(worlds, "ROOT", tmp_path)
+    rows = [dict(question=f"{i} + 1 = ?" + 600 * "x" * (i % 10 == 0), answer=f"#### {i + 1}") for i in range(90)]
+    other = [dict(problem=f"{i} + 2 = ?", answer=str(i + 2), solution="no") for i in range(40)]
+    drawn = []
+    for turn in (1, -1):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for name, those in (("gsm8k", rows), ("math500", other)):
+            (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in those[::turn]))
+        worlds.benchmarks(tmp_path, seed=0)
+        drawn.append((tmp_path / "benchmarks.jsonl").read_text())
+    assert drawn[0] == drawn[1]
+    found = [json.loads(line) for line in drawn[0].splitlines()]
+    assert len(found) == 96 and all("+ 1" in one["problem"] for one in found[:64])
+    assert all("+ 2" in one["problem"] for one in found[64:]) and max(len(one["problem"]) for one in found) < 500
+    worlds.benchmarks(tmp_path, seed=1)
+    assert (tmp_path / "benchmarks.jsonl").read_text() != drawn[0]
 
 
 # ------------------------------------------------------------------------------------------------ runs
