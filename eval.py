@@ -31,7 +31,7 @@ from core.config import (arg, check_bounds, choose_template, find_check, find_mo
 from core.data import encode, load_data
 from core.rows import DATA
 from core.policy import UNUSABLE, Policy
-from core.processes import all_reduce, bad_input, fail, rank, say, start_processes, with_bar, world
+from core.processes import all_reduce, bad_input, fail, leave, rank, say, start_processes, with_bar, world
 from core.rewards import examine, score
 from core.rollout import Batch
 from core.sampler import TorchSampler, choose_sampler, new_sampler
@@ -393,7 +393,7 @@ def main():
         mode(cfg)
     except KeyboardInterrupt:
         say("interrupted; what is complete was saved, and the same command continues")
-        raise SystemExit(130) from None
+        raise SystemExit(leave(130) or 130) from None  # leave(): other ranks may wait in a collective
 
 
 if __name__ == "__main__":

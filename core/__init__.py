@@ -13,6 +13,7 @@ verify        is a response right?
 rewards       grading, and what is rewarded
 minibatches   a batch cut into updates and micro-batches
 packing       sequences of unequal length in one row, and attention over it
+linear        the layers of a model on a CPU
 head          logits, a chunk of tokens at a time
 policy        the trainable model
 memory        what training and an engine need of a GPU, and the choices that follow

@@ -96,9 +96,9 @@ def start_processes() -> str:
 def part():
     """At exit: wait until all ranks have finished their collectives, then leave the group.
 
-    Gloo's threads still have the tensors of the last ones. They need the GIL to free them, and a finalising interpreter
-    never releases it: SIGABRT (torch 2.13, pytorch issue 190489). A collective comes after all earlier ones, and then
-    the threads have 0.2 seconds for what is left."""
+    Gloo's threads still have the tensors of the last ones. They need the GIL to free them, and a finalising
+    interpreter never releases it: SIGABRT (torch 2.13, pytorch issue 190489). This collective ends only after all
+    earlier ones. Then the threads have 0.2 seconds to free their tensors."""
     with contextlib.suppress(RuntimeError):  # another rank has failed
         all_reduce(torch.zeros(1))
     dist.destroy_process_group()

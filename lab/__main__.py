@@ -32,8 +32,9 @@ def main():
     first, _, end = args.seeds.partition("-")
     good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
     seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
-    claims = CLAIMS + (real.CLAIMS if args.model == "tiny" else [])
-    groups = dict(all=CLAIMS, real=real.CLAIMS) | {str(claim.number): [claim] for claim in claims}
+    large = dict(real=real.CLAIMS) if args.model == "tiny" else {}
+    claims = CLAIMS + large.get("real", [])
+    groups = dict(all=CLAIMS) | large | {str(claim.number): [claim] for claim in claims}
     if not seeds or set(args.claims) - set(groups):
         fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(claims)}, all or real; --seeds 5 or 10-14; --jobs 1 or "
              "more")
@@ -42,20 +43,22 @@ def main():
     settings = command_lines(args.model, args.data, args.steps) | (real.SETTINGS if args.model == "tiny" else {})
     with bad_input(f"{file}: "):
         runs = Experiments(settings, file, out.resolve(), args.launcher)
-    asked = [claim for word in args.claims for claim in groups[word]]
+    numbers = {claim.number for word in args.claims for claim in groups[word]}
+    asked = [claim for claim in claims if claim.number in numbers]
     names = [name for claim in asked for name in report.needs(claim)]
     if "all" in args.claims:  # also the settings that only a figure shows; to_do() adds the worlds that they need
         names += [name for name, text in settings.items()
                   if name not in real.SETTINGS and "worlds.py" not in text.split()[0]]
-    todo = runs.to_do([(name, seed) for seed in seeds for name in dict.fromkeys(names) if name in settings
-                       and (seed == seeds[0] or name not in real.ONCE)])
+    wanted = [(name, 0 if name in real.ONCE else seed) for seed in seeds for name in names if name in settings]
+    todo = runs.to_do(list(dict.fromkeys(wanted)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failures = runs.run_all(todo, args.jobs)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was")
         raise SystemExit(130) from None
-    found = report.judge_all(CLAIMS, runs.results, seeds) | report.judge_all(claims[len(CLAIMS) :], runs.results, seeds)
+    found = report.judge_all(CLAIMS, runs.results, seeds)
+    found |= report.judge_all(large.get("real", []), runs.results, seeds)
     for claim in asked or claims:
         print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
         for part in found[claim.number]["parts"] if asked else ():

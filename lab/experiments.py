@@ -30,7 +30,7 @@ from core.stats import count, majority, mean_lengths, pass_at_k, transitions
 CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
 LAST_WORDS = 200  # characters that we show of the log of a run that failed
 REFERENCE = r"\{(\w+)(?:#(\d+))?\}"  # {SETTING} or {SETTING#SEED} in a command line
-FEW = 16  # samples, up to which we keep the numbers of each
+FEW = 16  # with at most this many samples, we keep the numbers of each sample
 GUESS = 60  # seconds per run, until one run of the setting has been timed
 
 
@@ -58,13 +58,13 @@ def numbers(saved) -> dict:
 
 
 def by_sample(saved) -> dict[str, list]:
-    """{name: a number for each sample}. A sample of an evaluation is a seed of its own."""
+    """{name: a number for each sample}. Each sample of an evaluation counts as one seed."""
     columns = [numbers({name: x[:, i : i + 1] for name, x in saved.items()}) for i in range(saved["correct"].shape[1])]
     return {name: [one[name] for one in columns] for name in columns[0] if name not in ("right", "uses_python")}
 
 
 def examples(saved) -> list[dict]:
-    """Two right and three wrong responses: the first ones to different problems that were not cut off."""
+    """Two right and three wrong responses: first responses to different problems, that were not cut off."""
     rows = [row for row in to_rows({name: x[:, :1] for name, x in saved.items()}) if row["finish"] != "length"]
     right, wrong = ([row for row in rows if row["correct"] == value] for value in (True, False))
     return [{name: row[name] for name in ("problem", "gold", "response", "correct")} for row in right[:2] + wrong[:3]]
@@ -172,9 +172,9 @@ def each(run, key):
 
 
 def of_style(run, python: bool):
-    """The accuracy of the responses in python, or of those in words, for each sample: [n]."""
+    """The accuracy of the responses that use Python, or of those that do not, for each sample: [n], NaN without any."""
     style = grades(run, "uses_python") == python
-    return (grades(run) * style).sum(0) / np.maximum(1, style.sum(0))
+    return (grades(run) * style).sum(0) / np.where(style.any(0), style.sum(0), np.nan)
 
 
 def pass_at(run, k):
@@ -312,6 +312,7 @@ class Experiments:
         folder = self.folder(run)
         if self.old_line(run) not in ("", self.full_line(run[0])):
             shutil.rmtree(folder, ignore_errors=True)  # of another command line
+            folder.with_suffix(".seconds").unlink(missing_ok=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_suffix(".command").write_text(self.full_line(run[0]))
         with open(folder.with_suffix(".log"), "w") as log:
@@ -353,7 +354,8 @@ class Experiments:
                         if failed:
                             failures[run] = f"needs {failed[0][0]} seed {failed[0][1]}"
                         elif not missing and len(running) < jobs:
-                            running[run] = self.start(run, threads), time.time()
+                            process, note = self.start(run, threads), self.folder(run).with_suffix(".seconds")
+                            running[run] = process, time.time() - (float(note.read_text()) if note.exists() else 0)
                         if run in failures or run in running:
                             waiting.remove(run)
                     bar.set_postfix_str(", ".join(f"{name} {seed}" for name, seed in running))
@@ -370,6 +372,7 @@ class Experiments:
         finally:  # also on Ctrl-C and SIGTERM: training then writes a checkpoint, eval.py keeps what is complete
             for process, _ in running.values():
                 process.terminate()
-            for process, _ in running.values():
+            for run, (process, began) in running.items():
                 process.wait()
+                self.folder(run).with_suffix(".seconds").write_text(str(time.time() - began))
         return [f"{name} seed {seed}: {reason}" for (name, seed), reason in failures.items()]

@@ -1,19 +1,23 @@
-"""The claims that evaluations can judge, on real models and real benchmarks, and RL on the same models.
+"""Claims about real models on real benchmarks. Some need only evaluations, others RL.
 
-Three families: Qwen2.5-Coder-0.5B-Instruct, whose family reasons in Python, SmolLM2-135M-Instruct and Gemma 3 270M, a
-base model. 64 problems of GSM8K and 32 of MATH-500. tests/get_model.py makes the models without the hub; a machine
-without it needs data/gsm8k.jsonl and data/math500.jsonl too.
+Three families: Qwen2.5-Coder-0.5B-Instruct, of a family that often reasons in Python, SmolLM2-135M-Instruct, and Gemma
+3 270M, a base model. 64 problems of GSM8K and 32 of MATH-500. Without the hub, tests/get_model.py makes the models,
+and data/gsm8k-test.jsonl and data/math500.jsonl have to be there.
 
-A sample of an evaluation is a seed of its own, so one run has them all: 16 with the usual prompt, 4 in other
-conditions. Two conditions are compared problem by problem: the interval is over problems, and each problem has its own
-samples, so it covers the chance of both. Sizes and criteria were fixed on 32 other problems of GSM8K: Qwen solves about
-a tenth, SmolLM2 and Gemma nearly none. Then 96 problems x 4 samples show a difference of 6 points in four of five
-cases, and 16 seeds on three sets of 30 problems show the scatter of seeds to a fifth."""
+Each sample of an evaluation counts as one seed, so one run has all seeds: 16 with the usual prompt, 4 in other
+conditions. Two conditions are compared problem by problem. The interval is over problems, so it covers the choice of
+problems and the chance of sampling. Sizes come from a pilot on 32 other problems of GSM8K: Qwen solved about a tenth
+of them, SmolLM2 and Gemma none. At such accuracies, 96 problems with 4 samples each detect a difference of 6 points in
+80 % of the cases. 16 seeds on three sets of 30 problems give the scatter of seeds with an error of 20 %.
+
+Criteria were fixed before the runs. One change came later, before any number of it had been computed: claim 35 lost a
+part that no data can fail (means over K seeds, drawn with replacement), and claim 40 lost SmolLM2 and Gemma, for which
+it holds by arithmetic: if a model solves few problems, pass@16 is nearly 16 x pass@1."""
 
 import numpy as np
 
 from lab.claims import Claim
-from lab.experiments import each, gain, grades, last, of_style, scatter_of_means, slope
+from lab.experiments import each, gain, grades, last, of_style
 
 FAMILIES = dict(qwen="qwen2.5-coder-0.5b-instruct", smollm="smollm2-135m-instruct", gemma="gemma-3-270m")
 USUAL = dict(qwen="cot", smollm="cot", gemma="plain")  # Gemma has no chat template
@@ -35,13 +39,13 @@ for name, model in FAMILIES.items():
         SETTINGS[f"{name}_go_on"], SETTINGS[f"{name}_wait"] = go_on, f"{go_on} --reflect ' Wait,'"
     for tokens in (128, 256) if name == "qwen" else ():
         SETTINGS[f"{name}_{tokens}"] = f"{line} --samples 4 --max_new_tokens {tokens}"
-ONCE = list(SETTINGS)  # a sample is a seed here, so the first seed of the lab is enough
+ONCE = list(SETTINGS)  # a sample is a seed here, so the lab runs these with seed 0 alone
 RL = ("--template easy --steps 15 --prompts_per_step 16 --samples_per_prompt 8 --updates_per_step 2 --eval_every 15 "
-      "--eval_problems 100 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 2048 "
+      "--eval_problems 200 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 2048 "
       "--reference false --show false")
 PROBLEMS = dict(qwen="--data tiny --eval_data tiny-test --lr 2e-6",
                 smollm="--data easy --eval_data easy-test --lr 1e-5")
-for name, problems in PROBLEMS.items():  # Qwen solves nine tenths of the easy ones, and SmolLM2 hardly one of tiny
+for name, problems in PROBLEMS.items():  # Qwen solves nine tenths of the easy ones, SmolLM2 solves almost none of tiny
     for method in ("grpo", "raft_pp"):
         SETTINGS[f"{name}_{method}"] = f"{method}.py --model {FAMILIES[name]} {problems} {RL}"
     for reward in ("random:0.5", "format"):
@@ -51,14 +55,13 @@ for name, problems in PROBLEMS.items():  # Qwen solves nine tenths of the easy o
 
 # ------------------------------------------------------------------------------------------------ what is measured
 def chance(run, m=30):
-    """(Distance of a seed's accuracy on m problems from the mean over seeds)^2 / what chance alone gives, - 1.
-    One value for each seed and each disjoint set of m problems."""
+    """The variance of accuracies on m problems over seeds, as a ratio to what chance gives, minus 1.
+    One value for each seed and each disjoint set of m problems; the mean of these values is that ratio minus 1."""
     found, right = [], grades(run)
     for i in range(0, len(right) - m + 1, m):
         own = right[i : i + m]
-        fair = own.shape[1] / (own.shape[1] - 1)  # both variances are measured around means of the same samples
-        by_chance = (own.mean(1) * (1 - own.mean(1))).mean() / m * fair
-        found.extend((own.mean(0) - own.mean()) ** 2 * fair / by_chance - 1)
+        by_chance = (own.mean(1) * (1 - own.mean(1))).mean() / m or np.nan
+        found.extend((own.mean(0) - own.mean()) ** 2 / by_chance - 1)
     return np.array(found)
 
 
@@ -79,21 +82,20 @@ def solved(run):
 
 CLAIMS = [
     Claim(35, "real", "A sober look, section 3; claims 13, 14", "chance explains how seeds differ", [
-        ("(scatter / sqrt(p (1 - p) / m))^2 - 1, 30 problems, Qwen", "within 0.7", lambda qwen_16: chance(qwen_16)),
-        ("exponent of the scatter of means over K = 1 to 8 seeds, + 1/2, Qwen", "within 0.05",
-         lambda qwen_16: [slope(range(1, 9), [scatter_of_means(qwen_16, k) for k in range(1, 9)]) + 0.5])],
-        "3 sets of 30 problems x 16 seeds; the second part draws K of the 16 seeds"),
+        ("(scatter / sqrt(p (1 - p) / m))^2 - 1, 30 problems, Qwen", "within 0.7", lambda qwen_16: chance(qwen_16))],
+        "3 sets of 30 problems x 16 seeds of sampling; claim 14 draws means over seeds from the same model of chance"),
     Claim(36, "real", "A sober look, section 5; claim 15", "wrong answers are longer, cut-off ones apart", [
         ("tokens of wrong - right answers, Qwen", "> 0", lambda qwen_16: longer(qwen_16)),
         ("tokens of wrong - right answers, SmolLM2", "> 0", lambda smollm_16: longer(smollm_16))],
-        "seeds without a right answer are left out"),
+        "for these 96 problems: the interval is over samples; a sample without a right answer is left out"),
     Claim(37, "real", "A sober look, section 3; claim 16", "template and length limit move the accuracy", [
         ("accuracy of Qwen, cot - none", "> 0", lambda qwen_none, qwen_16: change(qwen_none, qwen_16)),
         ("accuracy of Qwen, sober - none", "> 0", lambda qwen_none, qwen_sober: change(qwen_none, qwen_sober)),
         ("accuracy of Qwen, qwen-math - chat", "> 0",
          lambda qwen_chat, qwen_qwen_math: change(qwen_chat, qwen_qwen_math)),
         ("accuracy of Qwen, 512 - 256 tokens", "> 0", lambda qwen_256, qwen_16: change(qwen_256, qwen_16)),
-        ("accuracy of Qwen, 256 - 128 tokens", "> 0", lambda qwen_128, qwen_256: change(qwen_128, qwen_256))]),
+        ("accuracy of Qwen, 256 - 128 tokens", "> 0", lambda qwen_128, qwen_256: change(qwen_128, qwen_256))],
+        "the longer responses continue the shorter ones, so only the size of the last two differences says much"),
     Claim(38, "real", "Spurious rewards, section 4", "Qwen reasons in Python, other families do not", [
         ("share of responses with Python, Qwen - SmolLM2", "> 0",
          lambda smollm_16, qwen_16: change(smollm_16, qwen_16, "uses_python")),
@@ -101,29 +103,26 @@ CLAIMS = [
          lambda gemma_16, qwen_16: change(gemma_16, qwen_16, "uses_python")),
         ("accuracy of Qwen, responses with Python - without", "> 0",
          lambda qwen_16: of_style(qwen_16, True) - of_style(qwen_16, False))],
-        "the paper's Qwen is Qwen2.5-Math; responses choose their style, so harder problems may lead to one of them"),
+        "the paper's Qwen is Qwen2.5-Math; Gemma has another prompt and 256 tokens; Qwen chooses its style itself, so "
+        "harder problems may lead to one of them"),
     Claim(39, "real", "Spurious rewards, section 4", "made to begin with Python, Qwen gains and the others do not", [
         ("accuracy of Qwen, forced - free", "> 0", lambda qwen_16, qwen_forced: change(qwen_16, qwen_forced)),
         ("accuracy of SmolLM2, forced - free", "< 0.02",
          lambda smollm_16, smollm_forced: change(smollm_16, smollm_forced)),
         ("accuracy of Gemma, forced - free", "< 0.02", lambda gemma_16, gemma_forced: change(gemma_16, gemma_forced))],
-        f"every response begins with '{FORCED}'"),
+        f"every response begins with '{FORCED}'; a model that solves nearly no problem can't gain, which is no news"),
     Claim(40, "real", "Limit of RLVR, section 3", "the vote is better than a sample, and 16 samples solve far more", [
         ("accuracy, vote of 16 - mean of 16, Qwen", "> 0",
          lambda qwen_16: np.array(qwen_16["majority"]) - grades(qwen_16).mean(1)),
         ("pass@16 - 2 x pass@1, Qwen", "> 0",
-         lambda qwen_16: solved(qwen_16) - 2 * grades(qwen_16).mean(1)),
-        ("pass@16 - 2 x pass@1, SmolLM2", "> 0",
-         lambda smollm_16: solved(smollm_16) - 2 * grades(smollm_16).mean(1)),
-        ("pass@16 - 2 x pass@1, Gemma", "> 0",
-         lambda gemma_16: solved(gemma_16) - 2 * grades(gemma_16).mean(1))],
+         lambda qwen_16: solved(qwen_16) - 2 * grades(qwen_16).mean(1))],
         "the interval is over problems"),
     Claim(41, "real", "Rethinking reflection, figure 3; claim 34", "told to wait a model mends some of its errors", [
         ("share mended, told 'Wait,' - told nothing, Qwen", "> 0",
          lambda qwen_go_on, qwen_wait: change(qwen_go_on, qwen_wait)),
         ("share mended, told 'Wait,' - told nothing, SmolLM2", "> 0",
          lambda smollm_go_on, smollm_wait: change(smollm_go_on, smollm_wait))],
-        "after the first wrong response to each problem; 256 tokens more"),
+        "after the first wrong response to each problem, 256 tokens more; told nothing, one that was cut off goes on"),
     Claim(42, "real", "A minimalist approach", "RL teaches a real model short sums in 15 steps", [
         ("accuracy gained by GRPO, Qwen", "> 0", lambda qwen_grpo: gain(qwen_grpo)),
         ("accuracy gained by RAFT++, Qwen", "> 0", lambda qwen_raft_pp: gain(qwen_raft_pp)),

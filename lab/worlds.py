@@ -122,12 +122,12 @@ def files(out: Path, seed: int = 0):
 
 
 def benchmarks(out: Path, seed: int = 0):
-    """64 test problems of GSM8K and 32 of MATH-500: those whose text has the smallest hash, in that order.
+    """64 test problems of GSM8K and 32 of MATH-500. A hash of its text decides whether a problem is drawn.
 
-    From data/gsm8k.jsonl and data/math500.jsonl in this repository if they are there, else from the hub."""
+    From data/gsm8k-test.jsonl and data/math500.jsonl in this repository if they are there, else from the hub."""
     drawn = []
     for name, n in (("gsm8k-test", 64), ("math500", 32)):
-        local = ROOT / "data" / f"{name.removesuffix('-test')}.jsonl"
+        local = ROOT / "data" / f"{name}.jsonl"
         rows = open_rows(str(local) if local.exists() else name)
         rows = [(row.get("question") or row["problem"], row["answer"]) for row in map(dict, rows)]
         order = sorted((sha256(f"{seed} {text}".encode()).digest(), text, gold) for text, gold in rows)

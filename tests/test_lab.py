@@ -171,7 +171,8 @@ def test_the_digest_of_an_evaluation_by_hand(tmp_path):
     assert grades(found, "uses_python").tolist() == [[1, 1], [0, 1]]
     assert each(found, "accuracy").tolist() == [0.5, 0.5] and each(found, "truncated").tolist() == [0.5, 0]
     assert each(found, "length_wrong").tolist()[1] == 20 and math.isnan(each(found, "length_wrong")[0])
-    assert of_style(found, python=True).tolist() == [1, 0.5] and of_style(found, python=False).tolist() == [0, 0]
+    assert of_style(found, python=True).tolist() == [1, 0.5]
+    assert of_style(found, python=False)[0] == 0 and math.isnan(of_style(found, python=False)[1])
     assert found["examples"] == [dict(problem="0+1", gold="1", response="python 1 wait\n\\boxed{1}", correct=True)]
 
 
@@ -201,8 +202,8 @@ def test_two_conditions_are_compared_problem_by_problem_whatever_their_samples()
 def test_scatter_over_chance_by_hand_and_of_independent_seeds():
     # One set of two problems, p = 1/2 and 1/4. The seeds have accuracies 1, 1/2, 0, 0 around 3/8.
     run = record([[1, 1, 0, 0], [1, 0, 0, 0]])
-    by_chance = (1 / 4 + 3 / 16) / 2 / 2 * 4 / 3
-    expected = [d**2 * 4 / 3 / by_chance - 1 for d in (5 / 8, 1 / 8, -3 / 8, -3 / 8)]
+    by_chance = (1 / 4 + 3 / 16) / 2 / 2
+    expected = [d**2 / by_chance - 1 for d in (5 / 8, 1 / 8, -3 / 8, -3 / 8)]
     assert real.chance(run, m=2) == pytest.approx(expected)
     rng, p = np.random.default_rng(0), np.random.default_rng(1).random((3000, 1))
     fair = record(rng.random((3000, 16)) < p)
@@ -226,7 +227,7 @@ def test_the_benchmark_is_drawn_by_hash_whatever_the_order_of_the_file(tmp_path,
     drawn = []
     for turn in (1, -1):
         (tmp_path / "data").mkdir(exist_ok=True)
-        for name, those in (("gsm8k", rows), ("math500", other)):
+        for name, those in (("gsm8k-test", rows), ("math500", other)):
             (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in those[::turn]))
         worlds.benchmarks(tmp_path, seed=0)
         drawn.append((tmp_path / "benchmarks.jsonl").read_text())
