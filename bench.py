@@ -23,6 +23,7 @@ from common import (UNUSABLE, Policy, Rollouts, TorchSampler, all_reduce, arg, b
                     find_model, full_loss, generate, longest_sequence, parse, rank, say, split, start_processes,
                     observe)
 from core.data import encode
+from core.linear import linear
 from core.memory import CONTEXT, choose, count, engine_room, engine_share, fit, left, training_memory
 from core.policy import settings_of
 from core.processes import world
@@ -182,7 +183,8 @@ def matmul_rate(size: int = 4096) -> float:
     if gpu:
         size, count = 2 * size, 10
     a = torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
-    products = Timer(f"for _ in range({count}): a @ a", globals=dict(a=a), num_threads=torch.get_num_threads())
+    how = dict(globals=dict(a=a, linear=linear), num_threads=torch.get_num_threads())
+    products = Timer(f"for _ in range({count}): linear(a, a)", **how)
     seconds = min(products.blocked_autorange(min_run_time=2).times)
     return all_reduce(torch.tensor(count * 2 * size**3 / seconds, dtype=torch.float64)).item()
 
