@@ -83,7 +83,7 @@ class Policy(nn.Module):
         full = self.state_dict()
         self.vocab, self.temperature, self.tokens_per_micro = vocab, temperature, tokens_per_micro
         self.device = torch.device(device)
-        self.chunk_logits = CHUNK if self.device.type == "cuda" else 2**25
+        self.chunk_logits = CHUNK if self.device.type == "cuda" else 2**24
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.sharded = dist.is_initialized()
         if self.device.type == "cpu":

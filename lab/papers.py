@@ -53,7 +53,12 @@ in the length of wrong answers is not established. One example gains 7 points, w
 the 2 points of rewarding the format."""),
     "real": ("Real models on real benchmarks", "the papers above", """
 What the papers measured on models of 1.5 to 72 billion parameters.""", """
-"""),
+So far Qwen has been run with its usual prompt alone, and everything else is `not run`. A sample of Qwen is right in 18
+% of the cases (GSM8K 23 %, MATH-500 7 %), the vote of 16 in 33 %, and one of the 16 in 66 %. Seeds scatter by 5.6 to
+7.1 points on 30 problems; chance alone gives 4.8 to 6.6. Right answers are 45 tokens shorter. Qwen uses Python in 31 %
+of its responses, as Spurious Rewards says of its family. But that harms it: nothing runs the code, so it guesses what
+the code prints. It is right in 10 % of these responses and in 21 % of the others. The third and the fifth response
+below show how the guess goes wrong."""),
 }
 
 TENSION = """
