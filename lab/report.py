@@ -211,8 +211,7 @@ def real_models(runs):
                   for name, label in families.items()}
     python = {label: {"usual": of(f"{name}_16", "python"), "python forced": of(f"{name}_forced", "python")}
               for name, label in families.items()}
-    return [(draw_powers, {label: line for label, line in curves.items() if line[1]}, "pass@k", "samples (log axis)",
-             "share of problems"),
+    return [(draw_powers, curves, "pass@k", "samples (log axis)", "share of problems"),
             (draw_groups, accuracies, "accuracy by prompt", "", "share of responses"),
             (draw_groups, python, "responses with Python", "", "share of responses")]
 
@@ -341,8 +340,8 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
         here = "".join(f"\n- {claim.number}: {claim.differs}" for claim in own if claim.differs)
         pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
                   f"**We see:** {tally(found[claim.number] for claim in own)}. {sees.strip()}", "\n".join(rows)]
-        ours = f"{REAL} {spent(results, seeds, True)}, on two cores."
-        pages += [(ours if paper == "real" else DIFFERENCE) + (f" Besides:\n{here}" if here else "")]
+        differs = f"{REAL} {spent(results, seeds, True)}, on two cores." if paper == "real" else DIFFERENCE
+        pages += [differs + (f" Besides:\n{here}" if here else "")]
         if paper == "minimalist":
             pages += [TENSION.strip(), "All algorithms, mean ± standard deviation over seeds:", table(runs)]
         for name, of, panels, caption in FIGURES:
