@@ -41,7 +41,7 @@ for name, model in FAMILIES.items():
         SETTINGS[f"{name}_{tokens}"] = f"{line} --samples 4 --max_new_tokens {tokens}"
 ONCE = list(SETTINGS)  # a sample is a seed here, so the lab runs these with seed 0 alone
 RL = ("--template easy --steps 15 --prompts_per_step 16 --samples_per_prompt 8 --updates_per_step 2 --eval_every 15 "
-      "--eval_problems 200 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 2048 "
+      "--eval_problems 200 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 1024 "
       "--reference false --show false")
 PROBLEMS = dict(qwen="--data tiny --eval_data tiny-test --lr 2e-6",
                 smollm="--data easy --eval_data easy-test --lr 1e-5")
