@@ -54,14 +54,14 @@ class Chunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         (head, size, targets, entropy_grad), (hidden,) = ctx.how, ctx.saved_tensors
-        grad_hidden, sums = [], [torch.zeros_like(p, dtype=torch.float32) for p in ctx.parameters]
+        grad_hidden, sums = [], []
         for x, y, *grad in zip(hidden.split(size), targets.split(size), *(g.split(size) for g in grads)):
             x = x.detach().requires_grad_()
             with torch.enable_grad():
                 outs = [(out, g) for out, g in zip(head(x, y, entropy_grad), grad) if out.requires_grad]
             first, *rest = torch.autograd.grad([out for out, _ in outs], [x, *ctx.parameters], [g for _, g in outs])
             grad_hidden.append(first)
-            for total, part in zip(sums, rest):
-                total += part
+            parts = [part.float() for part in rest]  # the first ones become the sums, which saves a table of zeros
+            sums = [total.add_(part) for total, part in zip(sums, parts)] or parts
         sums = [total.to(p.dtype) for total, p in zip(sums, ctx.parameters)]
         return None, None, None, None, torch.cat(grad_hidden), *sums

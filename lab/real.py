@@ -40,7 +40,7 @@ for name, model in FAMILIES.items():
     for tokens in (128, 256) if name == "qwen" else ():
         SETTINGS[f"{name}_{tokens}"] = f"{line} --samples 4 --max_new_tokens {tokens}"
 ONCE = list(SETTINGS)  # a sample is a seed here, so the lab runs these with seed 0 alone
-RL = ("--template easy --steps 15 --prompts_per_step 16 --samples_per_prompt 8 --updates_per_step 2 --eval_every 15 "
+RL = ("--template easy --steps 15 --prompts_per_step 8 --samples_per_prompt 8 --updates_per_step 2 --eval_every 15 "
       "--eval_problems 200 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 1024 "
       "--reference false --show false")
 PROBLEMS = dict(qwen="--data tiny --eval_data tiny-test --lr 2e-6",
@@ -130,7 +130,7 @@ CLAIMS = [
          lambda qwen_grpo, qwen_raft_pp: last(qwen_raft_pp) - last(qwen_grpo)),
         ("accuracy gained by GRPO, SmolLM2", "> 0", lambda smollm_grpo: gain(smollm_grpo)),
         ("accuracy gained by RAFT++, SmolLM2", "> 0", lambda smollm_raft_pp: gain(smollm_raft_pp))],
-        "15 steps of 16 x 8 responses; Qwen on nested sums, SmolLM2 on problems of one step"),
+        "15 steps of 8 x 8 responses; Qwen on nested sums, SmolLM2 on problems of one step"),
     Claim(43, "real", "Spurious rewards, figure 1", "random and format rewards move Qwen, not SmolLM2", [
         ("accuracy gained by random rewards, Qwen", "> 0", lambda qwen_random: gain(qwen_random)),
         ("accuracy gained by the format, Qwen", "> 0", lambda qwen_format: gain(qwen_format)),
