@@ -209,7 +209,7 @@ def real_models(runs):
               for name, label in families.items()}
     accuracies = {label: {word: of(f"{name}_{key}", "accuracy") for key, word in conditions.items()}
                   for name, label in families.items()}
-    python = {label: {"usual": of(f"{name}_16", "python"), "python forced": of(f"{name}_forced", "python")}
+    python = {label: {"usual": of(f"{name}_16", "python"), "Python forced": of(f"{name}_forced", "python")}
               for name, label in families.items()}
     return [(draw_powers, curves, "pass@k", "samples (log axis)", "share of problems"),
             (draw_groups, accuracies, "accuracy by prompt", "", "share of responses"),
