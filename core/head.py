@@ -61,7 +61,6 @@ class Chunks(torch.autograd.Function):
                 outs = [(out, g) for out, g in zip(head(x, y, entropy_grad), grad) if out.requires_grad]
             first, *rest = torch.autograd.grad([out for out, _ in outs], [x, *ctx.parameters], [g for _, g in outs])
             grad_hidden.append(first)
-            parts = [part.float() for part in rest]  # the first ones become the sums, which saves a table of zeros
-            sums = [total.add_(part) for total, part in zip(sums, parts)] or parts
+            sums = [total.add_(part) for total, part in zip(sums, rest)] or [part.float() for part in rest]
         sums = [total.to(p.dtype) for total, p in zip(sums, ctx.parameters)]
         return None, None, None, None, torch.cat(grad_hidden), *sums

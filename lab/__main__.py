@@ -32,14 +32,12 @@ def main():
     first, _, end = args.seeds.partition("-")
     good = re.fullmatch(r"\d+(-\d+)?", args.seeds) and args.jobs > 0 and args.steps >= 0
     seeds = list(range(int(first), int(end) + 1) if end else range(int(first))) if good else []
-    sections = dict(all=CLAIMS, real=real.CLAIMS)  # each is judged for itself
-    settings, out = command_lines(args.model, args.data, args.steps), Path(args.out)
-    if args.model == "tiny":
-        settings, file = settings | real.SETTINGS, args.results or ROOT / "lab/results.json"
-    else:  # the real models of section 8 are named in its settings
-        out = out.with_name(f"{out.name}-{Path(args.model).name}")
-        sections, file = dict(all=CLAIMS), args.results or out / "results.json"
-    file, claims = Path(file), sum(sections.values(), [])
+    ours = args.model == "tiny"  # another model has no section `real`, whose settings name their models
+    sections = dict(all=CLAIMS) | (dict(real=real.CLAIMS) if ours else {})
+    settings = command_lines(args.model, args.data, args.steps) | (real.SETTINGS if ours else {})
+    out = Path(args.out if ours else f"{args.out}-{Path(args.model).name}")
+    file = Path(args.results or (ROOT / "lab/results.json" if ours else out / "results.json"))
+    claims = sum(sections.values(), [])
     groups = sections | {str(claim.number): [claim] for claim in claims}
     if not seeds or set(args.claims) - set(groups):
         fail(f"{' '.join(sys.argv[1:])}: give claims, 1 to {len(claims)}, {' or '.join(sections)}; --seeds 5 or 10-14; "
@@ -60,9 +58,8 @@ def main():
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was")
         raise SystemExit(130) from None
-    found = {}
-    for section in sections.values():
-        found |= report.judge_all(section, runs.results, seeds)
+    judged = [report.judge_all(section, runs.results, seeds) for section in sections.values()]
+    found = dict(item for one in judged for item in one.items())
     for claim in asked or claims:
         print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
         for part in found[claim.number]["parts"] if asked else ():

@@ -53,18 +53,22 @@ in the length of wrong answers is not established. One example gains 7 points, w
 the 2 points of rewarding the format."""),
     "real": ("Real models on real benchmarks", "the papers above", """
 What the papers measured on models of 1.5 to 72 billion parameters.""", """
-A sample of Qwen is right in 18 % of the cases (GSM8K 23 %, MATH-500 7 %), the vote of 16 in 33 %, and one of the 16 in
-66 %. SmolLM2 and Gemma were right in two of 1,536 responses each, so nothing about their accuracy can be said. Seeds
-scatter by 5.6 to 7.1 points on 30 problems; chance alone gives 4.8 to 6.6. Right answers are 45 tokens shorter. The
-template matters: with sober 20 % are right, with qwen-math 19 %, with cot 18 %, with chat 15 %, and without one 12 %.
+Of Qwen's single responses 18 % are right (GSM8K 23 %, MATH-500 7 %). The vote of 16 is right for 33 % of the problems,
+and for 66 % at least one of the 16 is. SmolLM2 and Gemma were right in two of 1,536 responses each, too few to compare
+their conditions. Seeds scatter by 5.6 to 7.1 points on 30 problems; chance alone gives 4.8 to 6.6. Qwen's right answers
+are 45 tokens shorter, but most of them are to GSM8K, which is easier. Without a template 12.5 % are right, with one 15
+to 20 % (sober 20, qwen-math 19, cot 18, chat 15). Which of these four is best remains open.
 
-Qwen uses Python in 31 % of its responses, SmolLM2 in 2 % and Gemma in 0.4 %, as Spurious Rewards says. But Python harms
-Qwen: nothing runs the code, so it guesses what the code prints. It is right in 10 % of these responses and in 21 % of
-the others. Without a template it uses Python in 61 % of its responses. Made to begin with Python, it does so in 88 %,
-and 12 % are right. The paper's Qwen2.5-Math is a larger model, taught to work like this. The third and the fifth
-response below show how the guess goes wrong.
+Qwen uses Python in 31 % of its responses, SmolLM2 in 2 %, Gemma in 0.4 %. But of its responses with Python only 10 %
+are right, and 21 % of the others. That comes from GSM8K (12 and 29 %); on MATH-500 both are 7 %. Harder problems are
+not the reason: compared within each problem, Python is 12 points worse. A likely one: nothing runs the code, so Qwen
+has to guess what it prints. In the third and the fifth response below it guesses 4.0 for 8, and 255 for 570. Without a
+template, 61 % of the responses use Python. If every response has to begin with "Let's solve this using Python.", 88 %
+do, and 12 % are right in place of 18 %. (SmolLM2 and Gemma then use Python in only 27 and 22 %, so they test nothing.)
+In the paper, Python helps Qwen2.5-Math. But forced, Qwen2.5-7B falls there too, from 42 to 22 %.
 
-Told to wait, Qwen mends 1.8 % of its wrong solutions; told nothing, 0.3 %. With 96 problems that stays undecided."""),
+Told to wait, Qwen mends 7 of 384 wrong solutions, and told nothing 1. That is undecided. And told nothing, it mostly
+stops at once, so this compares going on with stopping: it does not test the word. SmolLM2 mends 0 and 1."""),
 }
 
 TENSION = """

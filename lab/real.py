@@ -1,8 +1,7 @@
 """Claims about real models on real benchmarks. Some need only evaluations, others RL.
 
 Three families: Qwen2.5-Coder-0.5B-Instruct, of a family that often reasons in Python, SmolLM2-135M-Instruct, and Gemma
-3 270M, a base model. 64 problems of GSM8K and 32 of MATH-500. Without the hub, tests/get_model.py makes the models,
-and data/gsm8k-test.jsonl and data/math500.jsonl have to be there.
+3 270M, a base model. 64 problems of GSM8K and 32 of MATH-500. docs/evaluation.md says where they come from.
 
 Each sample of an evaluation counts as one seed, so one run has all seeds: 16 with the usual prompt, 4 in other
 conditions. Two conditions are compared problem by problem. The interval is over problems, so it covers the choice of
@@ -49,8 +48,7 @@ for name, problems in PROBLEMS.items():  # Qwen solves nine tenths of the easy o
     for method in ("grpo", "raft_pp"):
         SETTINGS[f"{name}_{method}"] = f"{method}.py --model {FAMILIES[name]} {problems} {RL}"
     for reward in ("random:0.5", "format"):
-        setting = f"grpo.py --model {FAMILIES[name]} {problems} {RL} --reward {reward}"
-        SETTINGS[f"{name}_{reward.split(':')[0]}"] = setting
+        SETTINGS[f"{name}_{reward.split(':')[0]}"] = f"{SETTINGS[f'{name}_grpo']} --reward {reward}"
 
 
 # ------------------------------------------------------------------------------------------------ what is measured
@@ -83,11 +81,11 @@ def solved(run):
 CLAIMS = [
     Claim(35, "real", "A sober look, section 3; claims 13, 14", "chance explains how seeds differ", [
         ("(scatter / sqrt(p (1 - p) / m))^2 - 1, 30 problems, Qwen", "within 0.7", lambda qwen_16: chance(qwen_16))],
-        "3 sets of 30 problems x 16 seeds of sampling; claim 14 draws means over seeds from the same model of chance"),
+        "3 sets of 30 problems x 16 independent samples: this checks our sampler, not seeds of training or hardware"),
     Claim(36, "real", "A sober look, section 5; claim 15", "wrong answers are longer, cut-off ones apart", [
         ("tokens of wrong - right answers, Qwen", "> 0", lambda qwen_16: longer(qwen_16)),
         ("tokens of wrong - right answers, SmolLM2", "> 0", lambda smollm_16: longer(smollm_16))],
-        "for these 96 problems: the interval is over samples; a sample without a right answer is left out"),
+        "for these 96 problems: the interval is over the 16 samples of each, and one that solves none is left out"),
     Claim(37, "real", "A sober look, section 3; claim 16", "template and length limit move the accuracy", [
         ("accuracy of Qwen, cot - none", "> 0", lambda qwen_none, qwen_16: change(qwen_none, qwen_16)),
         ("accuracy of Qwen, sober - none", "> 0", lambda qwen_none, qwen_sober: change(qwen_none, qwen_sober)),
@@ -95,7 +93,7 @@ CLAIMS = [
          lambda qwen_chat, qwen_qwen_math: change(qwen_chat, qwen_qwen_math)),
         ("accuracy of Qwen, 512 - 256 tokens", "> 0", lambda qwen_256, qwen_16: change(qwen_256, qwen_16)),
         ("accuracy of Qwen, 256 - 128 tokens", "> 0", lambda qwen_128, qwen_256: change(qwen_128, qwen_256))],
-        "the longer responses continue the shorter ones, so only the size of the last two differences says much"),
+        "longer responses continue shorter ones, so the last two could hardly fail; at 128 tokens 97 % are cut off"),
     Claim(38, "real", "Spurious rewards, section 4", "Qwen reasons in Python, other families do not", [
         ("share of responses with Python, Qwen - SmolLM2", "> 0",
          lambda smollm_16, qwen_16: change(smollm_16, qwen_16, "uses_python")),
@@ -103,26 +101,26 @@ CLAIMS = [
          lambda gemma_16, qwen_16: change(gemma_16, qwen_16, "uses_python")),
         ("accuracy of Qwen, responses with Python - without", "> 0",
          lambda qwen_16: of_style(qwen_16, True) - of_style(qwen_16, False))],
-        "the paper's Qwen is Qwen2.5-Math; Gemma has another prompt and 256 tokens; Qwen chooses its style itself, so "
-        "harder problems may lead to one of them"),
+        "the paper's Qwen is Qwen2.5-Math; Gemma has another prompt and 256 tokens; the last difference within each "
+        "problem, which was not fixed before, is -0.123 [-0.172, -0.075]"),
     Claim(39, "real", "Spurious rewards, section 4", "made to begin with Python, Qwen gains and the others do not", [
         ("accuracy of Qwen, forced - free", "> 0", lambda qwen_16, qwen_forced: change(qwen_16, qwen_forced)),
         ("accuracy of SmolLM2, forced - free", "< 0.02",
          lambda smollm_16, smollm_forced: change(smollm_16, smollm_forced)),
         ("accuracy of Gemma, forced - free", "< 0.02", lambda gemma_16, gemma_forced: change(gemma_16, gemma_forced))],
-        f"every response begins with '{FORCED}'; a model that solves nearly no problem can't gain, which is no news"),
+        f"every response begins with '{FORCED}'; SmolLM2 and Gemma solve too few problems to gain"),
     Claim(40, "real", "Limit of RLVR, section 3", "the vote is better than a sample, and 16 samples solve far more", [
         ("accuracy, vote of 16 - mean of 16, Qwen", "> 0",
          lambda qwen_16: np.array(qwen_16["majority"]) - grades(qwen_16).mean(1)),
         ("pass@16 - 2 x pass@1, Qwen", "> 0",
          lambda qwen_16: solved(qwen_16) - 2 * grades(qwen_16).mean(1))],
-        "the interval is over problems"),
+        "the interval is over problems; at this accuracy the second part could hardly fail"),
     Claim(41, "real", "Rethinking reflection, figure 3; claim 34", "told to wait a model mends some of its errors", [
         ("share mended, told 'Wait,' - told nothing, Qwen", "> 0",
          lambda qwen_go_on, qwen_wait: change(qwen_go_on, qwen_wait)),
         ("share mended, told 'Wait,' - told nothing, SmolLM2", "> 0",
          lambda smollm_go_on, smollm_wait: change(smollm_go_on, smollm_wait))],
-        "after the first wrong response to each problem, 256 tokens more; told nothing, one that was cut off goes on"),
+        "after the first wrong response to each problem, 256 tokens more; told nothing, most that had ended stay so"),
     Claim(42, "real", "A minimalist approach", "RL teaches a real model short sums in 15 steps", [
         ("accuracy gained by GRPO, Qwen", "> 0", lambda qwen_grpo: gain(qwen_grpo)),
         ("accuracy gained by RAFT++, Qwen", "> 0", lambda qwen_raft_pp: gain(qwen_raft_pp)),
