@@ -39,10 +39,10 @@ for name, model in FAMILIES.items():
     for tokens in (128, 256) if name == "qwen" else ():
         SETTINGS[f"{name}_{tokens}"] = f"{line} --samples 4 --max_new_tokens {tokens}"
 ONCE = list(SETTINGS)  # a sample is a seed here, so the lab runs these with seed 0 alone
-RL = ("--template easy --steps 15 --prompts_per_step 8 --samples_per_prompt 8 --updates_per_step 2 --eval_every 15 "
+RL = ("--template easy --steps 10 --prompts_per_step 8 --samples_per_prompt 8 --updates_per_step 2 --eval_every 10 "
       "--eval_problems 200 --save_every 0 --max_prompt_tokens 256 --max_new_tokens 64 --tokens_per_micro 1024 "
       "--reference false --show false")
-PROBLEMS = dict(qwen="--data tiny --eval_data tiny-test --lr 2e-6",
+PROBLEMS = dict(qwen="--data tiny --eval_data tiny-test --lr 2e-6",  # seed 100: 1e-5 destroys it
                 smollm="--data easy --eval_data easy-test --lr 1e-5")
 for name, problems in PROBLEMS.items():  # Qwen solves nine tenths of the easy ones, SmolLM2 solves almost none of tiny
     for method in ("grpo", "raft_pp"):
@@ -121,18 +121,18 @@ CLAIMS = [
         ("share mended, told 'Wait,' - told nothing, SmolLM2", "> 0",
          lambda smollm_go_on, smollm_wait: change(smollm_go_on, smollm_wait))],
         "after the first wrong response to each problem, 256 tokens more; told nothing, most that had ended stay so"),
-    Claim(42, "real", "A minimalist approach", "RL teaches a real model short sums in 15 steps", [
+    Claim(42, "real", "A minimalist approach", "RL teaches a real model short sums in 10 steps", [
         ("accuracy gained by GRPO, Qwen", "> 0", lambda qwen_grpo: gain(qwen_grpo)),
         ("accuracy gained by RAFT++, Qwen", "> 0", lambda qwen_raft_pp: gain(qwen_raft_pp)),
         ("final accuracy, RAFT++ - GRPO, Qwen", "> -0.05",
          lambda qwen_grpo, qwen_raft_pp: last(qwen_raft_pp) - last(qwen_grpo)),
         ("accuracy gained by GRPO, SmolLM2", "> 0", lambda smollm_grpo: gain(smollm_grpo)),
         ("accuracy gained by RAFT++, SmolLM2", "> 0", lambda smollm_raft_pp: gain(smollm_raft_pp))],
-        "15 steps of 8 x 8 responses; Qwen on nested sums, SmolLM2 on problems of one step"),
+        "10 steps of 8 x 8 responses; Qwen on nested sums, SmolLM2 on problems of one step"),
     Claim(43, "real", "Spurious rewards, figure 1", "random and format rewards move Qwen, not SmolLM2", [
         ("accuracy gained by random rewards, Qwen", "> 0", lambda qwen_random: gain(qwen_random)),
         ("accuracy gained by the format, Qwen", "> 0", lambda qwen_format: gain(qwen_format)),
         ("accuracy gained by random rewards, SmolLM2", "within 0.05", lambda smollm_random: gain(smollm_random)),
         ("accuracy gained by the format, SmolLM2", "within 0.05", lambda smollm_format: gain(smollm_format))],
-        "15 steps on short sums, not 300 on DeepScaleR"),
+        "10 steps on short sums, not 300 on DeepScaleR"),
 ]
