@@ -1,6 +1,5 @@
 """GPU memory: what training and vLLM's engine need, computed before they take it. All sizes are in bytes."""
 
-import ctypes
 import math
 
 import torch
@@ -14,7 +13,6 @@ CONTEXT = 1e9  # CUDA and NCCL themselves
 ASLEEP = 2e9  # what a sleeping engine keeps: CUDA graphs and workspaces. An estimate
 TOKENS = (16384, 8192, 4096)  # --tokens_per_micro, the best first: larger ones save little time
 RECOMPUTE = (0, 4, 3, 2, 1)  # --recompute, the fastest first: no block, every fourth, ..., all
-trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # glibc's: freed memory goes back to the system
 
 
 def count(config) -> tuple[int, int, int, float]:

@@ -25,10 +25,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.head import CHUNK, Chunks, logits_of
 from core.linear import quicken
-from core.memory import TOKENS, trim
+from core.memory import TOKENS
 from core.minibatches import plan
 from core.packing import Pack
-from core.processes import all_reduce, rank, world
+from core.processes import all_reduce, rank, trim, world
 from core.rollout import Tokens
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said when a lone process saves a checkpoint
@@ -272,7 +272,7 @@ class Policy(nn.Module):
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.device.type == "cpu" and sum(p.numel() for p in self.parameters()) > 1e8:
-            trim(0)  # else freed memory stays in fragments, which pile up: Qwen2.5-0.5B died at 24 GB in step 5
+            trim(0)  # glibc keeps freed memory (start_processes), and its fragments took Qwen2.5-0.5B to 24 GB
         return dict(loss=all_reduce(total.double().cpu()).item(), grad_norm=norm.item(), seen=all_reduce(seen))
 
     # -------------------------------------------------------------------------------------------- weights and files

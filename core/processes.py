@@ -39,6 +39,7 @@ def rank() -> int:
 
 
 DRIVERS = {"11": 450, "12": 525, "13": 580}  # CUDA of the torch build: the oldest driver that runs it
+trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # undoes once what start_processes() asks of glibc
 
 
 def look_for_gpu() -> bool:

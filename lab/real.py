@@ -11,7 +11,7 @@ of them, SmolLM2 and Gemma none. At such accuracies, 96 problems with 4 samples 
 
 Criteria were fixed before the runs. One change came later, before any number of it had been computed: claim 35 lost a
 part that no data can fail (means over K seeds, drawn with replacement), and claim 40 lost SmolLM2 and Gemma, for which
-it holds by arithmetic: if a model solves few problems, pass@16 is nearly 16 x pass@1."""
+it holds by arithmetic: if a model solves few problems, pass@16 is nearly 16 x pass@1. Some remarks came later."""
 
 import numpy as np
 
