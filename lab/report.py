@@ -216,6 +216,16 @@ def real_models(runs):
             (draw_groups, python, "responses with Python", "", "share of responses")]
 
 
+def real_rl(runs):
+    panels, groups, names = [], {}, dict(grpo="GRPO", raft_pp="RAFT++", format="format", random="random")
+    for model, label in dict(qwen="Qwen 0.5B", smollm="SmolLM2 135M").items():
+        own = {f"{model}_{name}": word for name, word in names.items()}
+        lines = curve(runs, own, "accuracy", window=3)
+        panels.append((draw_seeds, lines, label, "training step", "training accuracy"))
+        groups[label] = {word: [gain(run) for run in runs(name)] for name, word in own.items()}
+    return [*panels, (draw_groups, groups, "test accuracy, after - before", "", "share of responses")]
+
+
 FIGURES = [  # name, paper, what draws it, caption
     ("methods", "minimalist", lambda runs: training(runs, ALGORITHMS, "accuracy", "entropy", "kl"),
      "The algorithms on the same problems, moving average of 5 steps; iterative DPO has few long iterations in place "
@@ -235,6 +245,8 @@ FIGURES = [  # name, paper, what draws it, caption
      "and with dots"),
     ("real", "real", real_models, "Three real models on 64 problems of GSM8K and 32 of MATH-500; usual: cot, "
      "for Gemma plain with 256 tokens; empty places were not run"),
+    ("real-rl", "real", real_rl, "RL on two real models in 10 steps; format and random: GRPO with these rewards; "
+     "moving average of 3 steps; bands are one standard deviation over seeds"),
     ("waiting", "reflection", waiting, "A solution that has gone wrong is continued, with and without ` wait`"),
 ]
 
@@ -266,7 +278,8 @@ def open_page(found: dict, results: dict, seeds: list[int]) -> str:
     return f"""# The lab: do the papers' claims hold on a laptop?
 
 Written by `python -m lab --report` from lab/results.json. To change this page, change lab/claims.py or lab/report.py.
-`python -m lab 17 --results out/mine.json` repeats claim 17 from nothing, `python -m lab all` those of sections 1 to 7.
+`python -m lab 17 --results out/mine.json --out out/mine` repeats claim 17 from nothing; with `all` in place of 17, it
+repeats those of sections 1 to 7.
 
 Of {len(found)} claims: {tally(found.values())}. {spent(results, seeds, False)};
 two at a time on two cores they take half of that. Seeds {seed_range(seeds)}. Section 8 has real models.
@@ -352,7 +365,8 @@ def write(file: Path, claims, found: dict, results: dict, seeds: list[int]):
                 picture = page.with_name(f"{page.stem}-{name}.png")
                 draw_panels(drawn, picture)
                 words = f"n = {len(seeds)} (seeds {seed_range(seeds)}); bands are one standard deviation over seeds"
-                words = "Dots in the bars are samples" if of == "real" else f"{words}, dots are seeds"
+                dots = f"Dots in the bars are {'samples' if name == 'real' else 'seeds'}"
+                words = dots if of == "real" else f"{words}, dots are seeds"
                 pages += [f"![{caption}]({picture.name})", f"*{caption}. {words}.*"]
         if paper == "real":
             pages += [show_example(one) for run in runs("qwen_16")[:1] for one in run["examples"]]

@@ -255,6 +255,7 @@ row = lambda step: json.dumps(dict.fromkeys(names, 0.5 + float(flags["seed"]) / 
 done = len(open(out / "metrics.jsonl").readlines()) if (out / "metrics.jsonl").exists() else 0
 for step in range(done, int(flags.get("steps", 2))):
     open(out / "metrics.jsonl", "a").write(row(step)); time.sleep(float(flags.get("sleep", 0)))
+(out / "step_000002").mkdir()
 (out / "final").mkdir()
 """
 
@@ -293,6 +294,23 @@ def test_numbers_without_their_folder_are_enough_unless_another_run_needs_it(exp
     assert experiments(a="--steps=2").to_do([("a", 0)]) == []
     two = experiments(a="--steps=2", b="--model={a}")
     assert two.to_do([("b", 0)]) == [("a", 0), ("b", 0)]
+
+
+def test_numbers_that_are_missing_are_read_from_a_finished_folder_without_a_run(experiments):
+    one = experiments(a="--steps=2")
+    one.run_all([("a", 0)], jobs=1)
+    before = one.file.read_text()
+    one.file.unlink()
+    two = experiments(a="--steps=2")
+    assert two.to_do([("a", 0)]) == [("a", 0)] and two.run_all([("a", 0)], jobs=1) == []
+    assert two.file.read_text() == before and len(starts(two, "a")) == 1
+
+
+def test_a_finished_run_keeps_its_checkpoints_only_if_a_setting_uses_them(experiments):
+    one = experiments(a="--steps=2", b="--model={a}/step_000002", c="--model={b}/final")
+    one.run_all(one.to_do([("c", 0)]), jobs=1)
+    there = [(one.folder((name, 0)) / "step_000002").exists() for name in "abc"]
+    assert there == [True, False, False] and (one.folder(("b", 0)) / "final").exists()
 
 
 def test_a_changed_command_line_is_run_again_from_nothing(experiments):
