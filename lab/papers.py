@@ -80,9 +80,9 @@ the tokens, about as often as if right answers are rewarded (0.7 %). In the pape
 Python. Here they can't: Qwen uses Python in 1 % of these responses. So this does not test the paper's explanation.
 SmolLM2 falls from 16 to 11 %: it writes fewer boxes.
 
-If a box is rewarded, whatever is in it, both models soon write one in nearly every response. SmolLM2 gains 12 points, of which
-the new boxes alone explain 7. The seeds of Qwen disagree: with two of them it falls to 9 and 11 % and writes fewer
-equations (0.9 and 1.2), with the third it rises to 35 % and writes a few more (2.2)."""),
+If a box is rewarded, whatever is in it, both models soon write one in nearly every response. SmolLM2 gains 12 points,
+of which the new boxes alone explain 7. The seeds of Qwen disagree: with two of them it falls to 9 and 11 % and writes
+fewer equations (0.9 and 1.2), with the third it rises to 35 % and writes a few more (2.2)."""),
 }
 
 TENSION = """
