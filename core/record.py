@@ -67,7 +67,8 @@ def introduction(run):
         f"{method(type(cfg), about['script'])} on {cfg.model} ({size} parameters), problems: {cfg.data} "
         f"({len(run.problems):,}), {plural(cfg.steps, 'step')} of {plural(cfg.prompts_per_step, 'prompt')} x "
         f"{plural(cfg.samples_per_prompt, 'response')}, {plural(updates, 'update')} each, lr {short(cfg.lr)}"
-        + (f"; {run.state['step']} done, going on from there" if run.state["step"] else "")))
+        + (f"; {run.state['step']} done, going on from there" if run.state["step"] else "")
+    ))
     say(fit_width(f"{hardware(run.device)}{sampler}; {cfg.out} (all settings: config.json)"))
     if unusual:
         say(fit_width(f"unusual: {unusual}"))

@@ -58,8 +58,9 @@ def main():
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was")
         raise SystemExit(130) from None
-    judged = [report.judge_all(section, runs.results, seeds) for section in sections.values()]
-    found = dict(item for one in judged for item in one.items())
+    found = {}
+    for section in sections.values():  # each is judged for itself
+        found |= report.judge_all(section, runs.results, seeds)
     for claim in asked or claims:
         print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
         for part in found[claim.number]["parts"] if asked else ():
