@@ -27,7 +27,7 @@ from core.files import read_steps, write_whole
 from core.saved import read_responses, to_rows
 from core.stats import count, majority, mean_lengths, pass_at_k, transitions
 
-CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
+CURVES, MEANS = "accuracy entropy kl".split(), "clip_low clip_high kept length".split()  # over the training
 LAST_WORDS = 200  # characters that we show of the log of a run that failed
 REFERENCE = r"\{(\w+)(?:#(\d+))?\}"  # {SETTING} or {SETTING#SEED} in a command line
 FEW = 16  # with at most this many samples, we keep the numbers of each sample
@@ -83,19 +83,18 @@ def unpack(rows: list[str], n: int):
 def digest(folder: Path) -> dict:
     """What we keep of the folder of a finished run.
 
-    training         curves, evaluations, and how the strategies changed from the first to the last evaluation
+    training         curves, means, evaluations, and how the strategies changed from the first to the last evaluation
     eval.py          the numbers of its responses, and each grade. With at most 16 samples also those of each sample
                      alone, majority votes per problem, and two right and three wrong responses as they are
     eval.py compare  the median perplexity of each model's responses"""
     if (folder / "metrics.jsonl").exists():
         rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
         columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
+        means = {name: shorten(np.mean([row[name] for row in rows])) for name in MEANS}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
             evals.append(numbers(read_responses(file)) | dict(step=int(file.parent.name.removeprefix("step_"))))
-        r = dict(curves={name: column for name, column in columns.items() if column and None not in column})
-        if r["curves"].get("reward") == r["curves"].get("accuracy"):  # then one of them is enough
-            r["curves"].pop("reward", None)
+        r = dict(curves={name: column for name, column in columns.items() if column and None not in column}) | means
         if evals:
             first, last = evals[0], evals[-1]
             cells = transitions(first["uses_python"], first["right"], last["uses_python"], last["right"])
@@ -198,24 +197,19 @@ def slope(x, y):
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def scatter(run, m):
-    """How much the accuracy on m problems differs from seed to seed: a standard deviation.
+def scatter(run, m, k=1):
+    """How much the accuracy on m problems differs from k seeds to k other seeds: a standard deviation.
 
     Each sample stands for a seed. The result is the mean over disjoint sets of m problems."""
     right = grades(run)
-    return np.mean([right[i : i + m].mean(0).std(ddof=1) for i in range(0, len(right) - m + 1, m)])
+    groups = right[:, : right.shape[1] // k * k].reshape(len(right), -1, k).mean(2)
+    return np.mean([groups[i : i + m].mean(0).std(ddof=1) for i in range(0, len(right) - m + 1, m)])
 
 
 def by_chance(run, m):
     """What scatter() is by chance alone. If p_i is the chance to solve problem i: sqrt(mean of p_i (1 - p_i) / m)."""
     p = grades(run).mean(1)
     return math.sqrt((p * (1 - p)).mean() / m)
-
-
-def scatter_of_means(run, k, draws=4000):
-    """The standard deviation of the mean accuracy of k seeds, on 30 problems. Each sample stands for a seed."""
-    seeds, rng = grades(run)[:30].mean(0), np.random.default_rng(0)
-    return rng.choice(seeds, (draws, k)).mean(1).std()
 
 
 def loss_by_format(run):
