@@ -314,7 +314,14 @@ class Experiments:
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
                                     preexec_fn=die_with_parent)
 
-    def end(self, run, status: int, seconds: float) -> str:
+    def took(self, run, began=None) -> float:
+        """How many seconds a run has taken so far, interruptions apart. began: it was running from then until now."""
+        note = self.folder(run).with_suffix(".seconds")
+        if began:
+            note.write_text(str(time.time() - began))
+        return float(note.read_text()) if note.exists() else 0.0
+
+    def end(self, run, status=0) -> str:
         """Keep the numbers of a run that has ended -> "". If it has failed -> why, with the last line of its log."""
         folder = self.folder(run)
         try:
@@ -327,8 +334,8 @@ class Experiments:
             log = folder.with_suffix(".log")
             last_line = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1]
             return f"{error}: {last_line[-LAST_WORDS:]} ({log})"
-        record = dict(command=self.full_line(run[0]), seconds=round(seconds, 1)) | found
-        (folder / "finished").write_text(str(seconds))
+        record = dict(command=self.full_line(run[0]), seconds=round(self.took(run), 1)) | found
+        (folder / "finished").touch()
         if not any(f"{{{run[0]}}}/step_" in line for line in self.settings.values()):
             for checkpoint in folder.glob("step_*"):  # to resume; of Qwen2.5-0.5B 8 GB
                 shutil.rmtree(checkpoint)
@@ -338,8 +345,9 @@ class Experiments:
 
     def run_all(self, todo: list[tuple], jobs: int) -> list[str]:
         """Run them, `jobs` at a time -> one line for each run that failed, or that needs one that failed."""
-        seconds = lambda run: float((self.folder(run) / "finished").read_text() or 0)
-        todo = [run for run in todo if not self.has_folder(run) or self.end(run, 0, seconds(run))]  # only read those
+        for run in filter(self.has_folder, list(todo)):  # finished, but not in the file of results
+            if not self.end(run):
+                todo.remove(run)
         if todo:
             minutes = self.seconds(todo) / jobs / 60
             print(f"{len(todo)} runs are missing; {jobs} at a time they take about {minutes:.0f} minutes", flush=True)
@@ -353,16 +361,15 @@ class Experiments:
                         if failed:
                             failures[run] = f"needs {failed[0][0]} seed {failed[0][1]}"
                         elif not missing and len(running) < jobs:
-                            process, note = self.start(run, threads), self.folder(run).with_suffix(".seconds")
-                            running[run] = process, time.time() - (float(note.read_text()) if note.exists() else 0)
+                            running[run] = self.start(run, threads), time.time() - self.took(run)
                         if run in failures or run in running:
                             waiting.remove(run)
                     bar.set_postfix_str(", ".join(f"{name} {seed}" for name, seed in running))
                     time.sleep(0.2)
                     for run in [run for run, (process, _) in running.items() if process.poll() is not None]:
                         process, began = running.pop(run)
-                        name, seconds = f"{run[0]} seed {run[1]}", time.time() - began
-                        if reason := self.end(run, process.returncode, seconds):
+                        name, seconds = f"{run[0]} seed {run[1]}", self.took(run, began)
+                        if reason := self.end(run, process.returncode):
                             failures[run] = reason
                             tqdm.write(f"failed: {name}: {reason}", file=sys.stderr)
                         elif bar.disable:  # no terminal: a line in place of the bar
@@ -373,5 +380,5 @@ class Experiments:
                 process.terminate()
             for run, (process, began) in running.items():
                 process.wait()
-                self.folder(run).with_suffix(".seconds").write_text(str(time.time() - began))
+                self.took(run, began)
         return [f"{name} seed {seed}: {reason}" for (name, seed), reason in failures.items()]
