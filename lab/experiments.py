@@ -63,6 +63,12 @@ def by_sample(saved) -> dict[str, list]:
     return {name: [one[name] for one in columns] for name in columns[0] if name not in ("right", "uses_python")}
 
 
+def by_operations(saved) -> dict[str, float]:
+    """{how many operations a problem has: the accuracy on these problems}."""
+    sizes = count(r"[-+*]", saved["problem"])
+    return {f"{size:.0f}": shorten(saved["correct"][sizes == size].mean()) for size in np.unique(sizes)}
+
+
 def examples(saved) -> list[dict]:
     """Two right and three wrong responses: first responses to different problems, that were not cut off."""
     rows = [row for row in to_rows({name: x[:, :1] for name, x in saved.items()}) if row["finish"] != "length"]
@@ -93,7 +99,7 @@ def digest(folder: Path) -> dict:
         means = {name: shorten(np.mean([row[name] for row in rows])) for name in MEANS}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
-            evals.append(numbers(read_responses(file)) | dict(step=int(file.parent.name.removeprefix("step_"))))
+            evals.append(numbers(saved := read_responses(file)) | dict(by_operations=by_operations(saved)))
         r = dict(curves={name: column for name, column in columns.items() if column and None not in column}) | means
         if evals:
             first, last = evals[0], evals[-1]

@@ -318,10 +318,10 @@ def reasons(runs) -> str:
     rows = []
     for name, words in REASONS.items():
         if seeds := runs(name):
-            rows.append((words, spread([100 * last(run) for run in seeds]),
-                         *(spread([mean(run, metric, 2 / 3) for run in seeds], 3) for metric in ("entropy", "kl")),
-                         len(seeds)))
-    return grid("variant | at the end, % | entropy, last third | KL, last third | seeds", rows)
+            hard = [100 * last(run, "by_operations")["6"] for run in seeds]
+            late_means = [spread([mean(run, metric, 2 / 3) for run in seeds], 3) for metric in ("entropy", "kl")]
+            rows.append((words, spread([100 * last(run) for run in seeds]), spread(hard), *late_means, len(seeds)))
+    return grid("variant | at the end, % | with six operations, % | entropy, last third | KL, last third | seeds", rows)
 
 
 def changes(claims, found: dict) -> str:

@@ -250,6 +250,21 @@ def test_the_digest_of_an_evaluation_by_hand(tmp_path):
     assert found["examples"] == [dict(problem="0+1", gold="1", response="python 1 wait\n\\boxed{1}", correct=True)]
 
 
+def test_the_digest_of_a_training_run_by_hand(tmp_path):
+    rows = [row("1+2", 0, True), row("1+2", 1, False), row("1*2-3", 0, True), row("1*2-3", 1, True)]
+    for step in (0, 30):
+        (tmp_path / f"eval/step_{step:06d}").mkdir(parents=True)
+        (tmp_path / f"eval/step_{step:06d}/test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    names = "accuracy entropy kl clip_low clip_high kept length"
+    lines = [dict(step=0)] + [dict.fromkeys(names.split(), step / 10) | dict(step=step) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = digest(tmp_path)
+    assert found["curves"] == dict.fromkeys(("accuracy", "entropy", "kl"), [0.1, 0.2])
+    assert (found["clip_low"], found["length"]) == (0.15, 0.15) and len(found["evals"]) == 2
+    assert found["evals"][-1]["accuracy"] == 0.75 and found["evals"][-1]["by_operations"] == {"2": 0.5, "3": 1.0}
+    assert found["transitions"]["python to python"]["contribution"] is None  # nothing was gained
+
+
 def test_two_right_and_three_wrong_responses_are_kept_as_examples(tmp_path):
     rows = [row(i, j, i < 4 and j == 0, tokens=j) for i in range(8) for j in range(2)]
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
