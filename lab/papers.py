@@ -127,9 +127,11 @@ TUNED = """
 
 Each method has the learning rate that is best for it. `python -m lab tune` tries the rates of this table, with seeds
 100 and 101, which no verdict uses. Accuracy is that of the last evaluation: mean ± standard deviation of the two seeds.
-If the best rate was the lowest or the highest, the next one was tried as well. Settings that differ from a method in
-one detail have its rate: `sequence` and `constant` that of `grpo`, `grpo_kl` that of `grpo_long`, all rewards that of
-`true_good`. For WIDE, LONG, MANY, CLIPPED, HIGHER and PLAIN see [lab/claims.py](../lab/claims.py)."""
+Of two rates that are less than half a point apart, which is noise, the lower one counts as better. Where the best rate
+was the lowest or the highest, the next one was tried as well. Settings that differ from a method in
+one detail have its rate: `sequence` and `constant` that of `grpo`, `grpo_kl` that of `grpo_long`, `clip_higher` that of
+`raft_pp_clipped`, all rewards that of `true_good`. WIDE, LONG, MANY, CLIPPED, HIGHER and PLAIN are explained in
+[lab/claims.py](../lab/claims.py)."""
 
 POWER = """
 ## How it was made decisive

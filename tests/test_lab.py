@@ -180,7 +180,7 @@ def test_the_rates_with_a_star_are_those_that_were_best_on_the_tuning_seeds():
     for name, tried in claims.RATES.items():
         found = {rate: np.mean([results[f"{name}@{rate.strip('*')}/{seed}"]["evals"][-1]["accuracy"]
                                 for seed in claims.TUNING_SEEDS]) for rate in tried.split()}
-        best = max(found, key=found.get)
+        best = next(rate for rate in found if found[rate] > max(found.values()) - 0.005)
         assert "*" in best and best not in (list(found)[0], list(found)[-1]), name  # and not at the grid's edge
 
 
