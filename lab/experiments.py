@@ -96,7 +96,8 @@ def digest(folder: Path) -> dict:
     if (folder / "metrics.jsonl").exists():
         rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
         columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
-        means = {name: shorten(np.mean([row[name] for row in rows])) for name in MEANS}
+        there = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
+        means = {name: shorten(np.mean(values) if values else None) for name, values in there.items()}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
             evals.append(numbers(saved := read_responses(file)) | dict(by_operations=by_operations(saved)))

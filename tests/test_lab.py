@@ -257,9 +257,10 @@ def test_the_digest_of_a_training_run_by_hand(tmp_path):
         (tmp_path / f"eval/step_{step:06d}/test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     names = "accuracy entropy kl clip_low clip_high kept length"
     lines = [dict(step=0)] + [dict.fromkeys(names.split(), step / 10) | dict(step=step) for step in (1, 2)]
+    lines += [dict.fromkeys(names.split()) | dict(step=3, accuracy=0, entropy=0)]  # all updates were skipped
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     found = digest(tmp_path)
-    assert found["curves"] == dict.fromkeys(("accuracy", "entropy", "kl"), [0.1, 0.2])
+    assert found["curves"] == dict.fromkeys(("accuracy", "entropy"), [0.1, 0.2, 0.0])
     assert (found["clip_low"], found["length"]) == (0.15, 0.15) and len(found["evals"]) == 2
     assert found["evals"][-1]["accuracy"] == 0.75 and found["evals"][-1]["by_operations"] == {"2": 0.5, "3": 1.0}
     assert found["transitions"]["python to python"]["contribution"] is None  # nothing was gained
