@@ -13,7 +13,7 @@ from lab import real
 from lab.claims import RATES, SETTINGS, SHOWN_SEEDS, TUNING_SEEDS
 from lab.experiments import by_chance, each, gain, grades, last, late, mean, pass_at, scatter
 from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
-from lab.papers import BEFORE, CHANGED, FAILED, HELD, OPENING, PAPERS, POWER, TENSION, TUNED, WHY
+from lab.papers import BEFORE, CHANGED, CLIP, FAILED, HELD, OPENING, PAPERS, POWER, TENSION, TUNED, WHY
 from lab.verdicts import seeds_for, verdict
 
 AGAIN = range(10, 20)  # the seeds with which some claims are repeated
@@ -296,6 +296,16 @@ def rates(results: dict) -> str:
     return grid("setting | command | learning rate: accuracy in the end, %", rows)
 
 
+def binding(results: dict) -> str:
+    """On how many tokens the clip binds on the tuning seeds, where claims are about the clip."""
+    shares = []
+    for name in ("raft_pp_clipped", "random_good"):
+        runs = [results[key] for seed in TUNING_SEEDS if (key := f"{name}/{seed}") in results]
+        if runs:
+            shares.append(f"{np.mean([100 * (run['clip_low'] + run['clip_high']) for run in runs]):.1f} % in `{name}`")
+    return " and ".join(shares) or "not run"
+
+
 def power(claims, results: dict) -> str:
     """How many seeds it takes, from the spread on the tuning seeds, pooled over what is measured alike."""
     alike = {}
@@ -435,7 +445,8 @@ def write(file: Path, claims, found: dict, results: dict, seeds=None):
 
     ours = [claim for claim in claims if claim.paper != "real"]
     pages = [open_page({claim.number: found[claim.number] for claim in ours}, results)]
-    pages += [TUNED.strip(), rates(results), POWER.strip(), power(ours, results)]
+    pages += [TUNED.strip(), rates(results), CLIP.strip().format(binding=binding(results))]
+    pages += [POWER.strip(), power(ours, results)]
     for number, (paper, (title, arxiv, says, sees)) in enumerate(PAPERS.items(), 1):
         if not (own_claims := [claim for claim in claims if claim.paper == paper]):
             continue  # on another model there is no section 8
