@@ -134,8 +134,8 @@ one detail have its rate: `sequence` and `constant` that of `grpo`, `grpo_kl` th
 [lab/claims.py](../lab/claims.py)."""
 
 CLIP = """
-Where a claim is about the clip, it has to bind. So there are 8 updates per rollout, and the ratio stays between 0.98 and
-1.02. Share of the tokens on which it binds, on the tuning seeds: {binding}."""
+Where a claim is about the clip, it has to bind. So there are 8 updates per rollout, and the ratio stays between 0.98
+and 1.02. Share of the tokens on which it binds, on the tuning seeds: {binding}."""
 
 POWER = """
 ## How it was made decisive
