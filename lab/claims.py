@@ -258,7 +258,7 @@ CLAIMS = [
         ("gradient on wrong answers, rewards 0 and 1", "within 1e-9", lambda: weight_on_wrong(0.0)),
         ("gradient on wrong answers, rewards -1 and 1", "> 0.5", lambda: weight_on_wrong(-1.0))]),
     Claim(11, "others", "Dr. GRPO, section 3", "dividing by each response's own length lets wrong answers grow", [
-        ("length of wrong answers, in the end, own length - constant", "> 0, 1 matters",
+        ("length of wrong answers, in the end, own length - constant", "> 0, 2 matters",
          lambda sequence, constant: last(sequence, "length_wrong") - last(constant, "length_wrong"))],
         "our problems set the length of a solution, up to its style"),
     Claim(12, "others", "Dr. GRPO, section 3", "that division makes a token's weight 1 / length, a constant does not", [
@@ -299,17 +299,18 @@ CLAIMS = [
     Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
         ("share of RL's solved problems, those that the base does not solve", "< 0.05",
          lambda base_256, grpo_256: only(base_256, grpo_256)),
-        ("share of RL's solved problems, the same - share of the base's that RL does not solve", "< 0, 0.03 matters",
+        ("share of RL's solved problems, the same - share of the base's that RL does not solve", "< 0, 0.05 matters",
          lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
     Claim(20, "limit", "figure 4", "after RL more problems are solved always, and more never", [
         ("share of problems, never solved, GRPO - base", "> 0, 0.03 matters",
-         lambda grpo_256, base_256: at(grpo_256, 0) - at(base_256, 0)),
-        ("share of problems, always solved, GRPO - base", "> 0, 0.03 matters",
-         lambda grpo_256, base_256: at(grpo_256, 1) - at(base_256, 1))]),
+         lambda grpo_256, base_256: at(grpo_256, 0, 0) - at(base_256, 0, 0)),
+        ("share of problems, nearly always solved, GRPO - base", "> 0, 0.03 matters",
+         lambda grpo_256, base_256: at(grpo_256, 0.9, 1) - at(base_256, 0.9, 1))],
+        "nearly always: 90 % of 256 samples; no problem is solved by all of them"),
     Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
-        ("perplexity, under the base, RL's - the base's own", "< 0, 0.01 matters",
+        ("perplexity, under the base, RL's - the base's own", "< 0, 0.02 matters",
          lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0]),
-        ("perplexity, of RL's samples, under RL - under the base", "< 0, 0.01 matters",
+        ("perplexity, of RL's samples, under RL - under the base", "< 0, 0.02 matters",
          lambda under_grpo, under_base: under_grpo["perplexity"][0] - under_base["perplexity"][1])],
         "medians over 16 responses to each of 128 problems"),
     Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
@@ -364,7 +365,7 @@ CLAIMS = [
          lambda format_good: gain(format_good) - loss_by_format(format_good))]),
     Claim(31, "spurious", "table 2", "the gain comes from words to python, where python is the better strategy", [
         ("sum of the four contributions, - 1", "within 0.001",
-         lambda true_good: sum(cell["contribution"] for cell in true_good["transitions"].values()) - 1),
+         lambda true_good: sum(true_good["contributions"].values()) - 1),
         ("contribution of words to python, - largest other", "> 0, 0.05 matters",
          lambda true_good: to_python(true_good))]),
     Claim(32, "others", "one-shot RLVR, table 1", "one example is enough to gain more than the format alone gives", [

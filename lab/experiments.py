@@ -6,6 +6,7 @@ setting grpo, with the same seed. `{teacher#0}` is the one with seed 0. Those ru
 The file of results has one record per finished run, {"SETTING/SEED": record}. The folder of a run, with models and
 logs, is only needed by later runs that build on it."""
 
+import base64
 import ctypes
 import json
 import math
@@ -35,9 +36,9 @@ GUESS = 60  # seconds per run, until one run of the setting has been timed
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
-def shorten(x):
+def shorten(x, digits=4):
     """Four digits of a number, so that the file of results stays small. None and NaN are None."""
-    return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
+    return None if x is None or not np.isfinite(x) else float(f"{x:.{digits}g}")
 
 
 def numbers(saved) -> dict:
@@ -76,36 +77,38 @@ def examples(saved) -> list[dict]:
     return [{name: row[name] for name in ("problem", "gold", "response", "correct")} for row in right[:2] + wrong[:3]]
 
 
-def pack(right) -> list[str]:
-    """right [P, n] of 0 and 1 -> one hexadecimal number per row, with four samples in a character."""
-    return ["".join(f"{b:02x}" for b in np.packbits(row.astype(bool))) for row in right]
+def pack(right) -> str:
+    """right [P, n] of 0 and 1 -> text, with a bit for each."""
+    return base64.b85encode(np.packbits(right.astype(bool), axis=1).tobytes()).decode()
 
 
-def unpack(rows: list[str], n: int):
-    """The inverse of pack(): rows, and n samples in each -> [P, n] of 0 and 1."""
-    return np.stack([np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8))[:n] for row in rows])
+def unpack(text: str, n: int):
+    """The inverse of pack(): text, and the samples in a row -> [P, n] of 0 and 1."""
+    rows = np.frombuffer(base64.b85decode(text), np.uint8).reshape(-1, math.ceil(n / 8))
+    return np.unpackbits(rows, axis=1)[:, :n]
 
 
 def digest(folder: Path) -> dict:
     """What we keep of the folder of a finished run.
 
-    training         curves, means, evaluations, and how the strategies changed from the first to the last evaluation
+    training         curves, means, evaluations, and what each change of strategy contributed to the gain
     eval.py          the numbers of its responses, and each grade. With at most 16 samples also those of each sample
                      alone, majority votes per problem, and two right and three wrong responses as they are
     eval.py compare  the median perplexity of each model's responses"""
     if (folder / "metrics.jsonl").exists():
         rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
-        columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
+        columns = {name: [shorten(row[name], 3) for row in rows] for name in CURVES}
         there = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
         means = {name: shorten(np.mean(values) if values else None) for name, values in there.items()}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
-            evals.append(numbers(saved := read_responses(file)) | dict(by_operations=by_operations(saved)))
+            evals.append(numbers(saved := read_responses(file)))
         r = dict(curves={name: column for name, column in columns.items() if column and None not in column}) | means
         if evals:
             first, last = evals[0], evals[-1]
             cells = transitions(first["uses_python"], first["right"], last["uses_python"], last["right"])
-            r["transitions"] = {name: {key: shorten(x) for key, x in cell.items()} for name, cell in cells.items()}
+            r["contributions"] = {name: shorten(cell["contribution"]) for name, cell in cells.items()}
+            r["by_operations"] = by_operations(saved)
             r["evals"] = [{k: x for k, x in one.items() if k not in ("right", "uses_python")} for one in evals]
         return r
     if (folder / "compare.json").exists():
@@ -194,9 +197,10 @@ def only(a, b):
     return float((b & ~a).sum() / max(1, b.sum()))
 
 
-def at(run, accuracy):
-    """The share of problems with exactly this accuracy: 0, never solved, or 1, always."""
-    return float((grades(run).mean(1) == accuracy).mean())
+def at(run, low, high):
+    """The share of problems whose accuracy is in low..high: 0 to 0 for those that are never solved."""
+    p = grades(run).mean(1)
+    return float(((low <= p) & (p <= high)).mean())
 
 
 def slope(x, y):
@@ -228,8 +232,8 @@ def loss_by_format(run):
 
 def to_python(run):
     """The contribution of "words to python" to the gain, minus the largest of the other three contributions."""
-    cells = {name: cell["contribution"] for name, cell in run["transitions"].items()}
-    return cells.pop("words to python") - max(cells.values())
+    others = [x for name, x in run["contributions"].items() if name != "words to python"]
+    return run["contributions"]["words to python"] - max(others)
 
 
 # ------------------------------------------------------------------------------------------------ running

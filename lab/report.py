@@ -186,7 +186,7 @@ def lengths(runs):
 def flows(runs):
     names = dict(true_good="truth", vote_good="votes", true_bad="truth, python the worse style")
     cells = ("python to python", "python to words", "words to python", "words to words")
-    share = {cell: lambda run, cell=cell: run["transitions"][cell]["contribution"] for cell in cells}
+    share = {cell: lambda run, cell=cell: run["contributions"][cell] for cell in cells}
     return [(draw_groups, bars(runs, names, share), "who contributes to the gain", "what is rewarded",
              "share of the gain")]
 
@@ -328,7 +328,7 @@ def reasons(runs) -> str:
     rows = []
     for name, words in REASONS.items():
         if seeds := runs(name):
-            hard = [100 * last(run, "by_operations")["6"] for run in seeds]
+            hard = [100 * run["by_operations"]["6"] for run in seeds]
             late_means = [spread([mean(run, metric, 2 / 3) for run in seeds], 3) for metric in ("entropy", "kl")]
             rows.append((words, spread([100 * last(run) for run in seeds]), spread(hard), *late_means, len(seeds)))
     return grid("variant | at the end, % | with six operations, % | entropy, last third | KL, last third | seeds", rows)

@@ -262,8 +262,8 @@ def test_the_digest_of_a_training_run_by_hand(tmp_path):
     found = digest(tmp_path)
     assert found["curves"] == dict.fromkeys(("accuracy", "entropy"), [0.1, 0.2, 0.0])
     assert (found["clip_low"], found["length"]) == (0.15, 0.15) and len(found["evals"]) == 2
-    assert found["evals"][-1]["accuracy"] == 0.75 and found["evals"][-1]["by_operations"] == {"2": 0.5, "3": 1.0}
-    assert found["transitions"]["python to python"]["contribution"] is None  # nothing was gained
+    assert found["evals"][-1]["accuracy"] == 0.75 and found["by_operations"] == {"2": 0.5, "3": 1.0}
+    assert found["contributions"]["python to python"] is None  # nothing was gained
 
 
 def test_two_right_and_three_wrong_responses_are_kept_as_examples(tmp_path):
