@@ -285,7 +285,7 @@ def methods(runs) -> str:
 def rates(results: dict) -> str:
     """What each learning rate that was tried has given. The best one is in bold."""
     rows = []
-    for name, tried in RATES.items():
+    for name, tried in ((name, RATES[name]) for name in SETTINGS if name in RATES):
         cells = []
         for rate in tried.split():
             keys = [f"{name}@{rate.strip('*')}/{seed}" for seed in TUNING_SEEDS]
