@@ -39,6 +39,7 @@ SETTINGS = {
     "dpo": "iterative_dpo.py WIDE --steps 15 --prompts_per_step 128 --updates_per_step 8 --lr dpo",
     # late in training
     "raft_pp_long": "raft_pp.py LONG --lr raft_pp_long",
+    "raft_pp_same": "raft_pp.py LONG --lr grpo_long",
     "grpo_long": "grpo.py LONG --save_every THIRD --lr grpo_long",
     "grpo_kl": "grpo.py LONG --kl_coef 0.001 --lr grpo_long",
     # off-policy, where ratio and clip matter
@@ -58,7 +59,6 @@ SETTINGS = {
     "grpo_256": "eval.py AT256 --model {grpo_long}/final",
     "kl_256": "eval.py AT256 --model {grpo_kl}/final",
     "under_base": "eval.py --compare {base_256} {grpo_256} --perplexity",
-    "under_grpo": "eval.py --compare {grpo_256} {base_256} --perplexity",
     "teacher": "lab/worlds.py teacher",
     "distilled": "raft.py WIDE --teacher {teacher#0}/final --lr raft",
     "distilled_256": "eval.py AT256 --model {distilled}/final",
@@ -68,19 +68,21 @@ SETTINGS = {
     "half": "eval.py AT4 --model BASE --max_new_tokens HALF",
     "quarter": "eval.py AT4 --model BASE --max_new_tokens QUARTER",
     # spurious rewards: `good` is a base whose python style is the better one, `bad` one where it is worse
+    "habit_good": "lab/worlds.py habit-good",
+    "habit_bad": "lab/worlds.py habit-bad",
     "true_good": "grpo.py PLAIN",
     "vote_good": "grpo.py PLAIN --reward majority_fixed VOTES",
     "incorrect_good": "grpo.py PLAIN --reward incorrect VOTES",
     "format_good": "grpo.py PLAIN --reward format",
-    "random_good": "grpo.py PLAIN --reward random:0.5",
-    "random_no_clip": "grpo.py PLAIN --reward random:0.5 --clip false",
-    "one_update": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1",
-    "small_rollout": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1 --prompts_per_step EIGHTH",
+    "random_good": "grpo.py HABIT --reward random:0.5",
+    "random_no_clip": "grpo.py HABIT --reward random:0.5 --clip false",
+    "one_update": "grpo.py HABIT --reward random:0.5 --updates_per_step 1",
+    "small_rollout": "grpo.py HABIT --reward random:0.5 --updates_per_step 1 EIGHTH",
     "true_bad": "grpo.py PLAIN --model tiny-badcode",
     "vote_bad": "grpo.py PLAIN --model tiny-badcode --reward majority_fixed VOTES",
     "incorrect_bad": "grpo.py PLAIN --model tiny-badcode --reward incorrect VOTES",
     "format_bad": "grpo.py PLAIN --model tiny-badcode --reward format",
-    "random_bad": "grpo.py PLAIN --model tiny-badcode --reward random:0.5",
+    "random_bad": "grpo.py HABIT --model {habit_bad#0}/final --reward random:0.5",
     "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
     "one_example": "grpo.py PLAIN --limit 1",
     # priming, then RL on a miniature Countdown
@@ -97,8 +99,6 @@ SETTINGS = {
     "checkpoints": "lab/worlds.py checkpoints",
     "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
     "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
-    "middle_none": "eval.py REFLECT --model {checkpoints}/final/step_150",
-    "middle_wait": "eval.py REFLECT --model {checkpoints}/final/step_150 --reflect ' wait'",
     "late_none": "eval.py REFLECT --model {checkpoints}/final/step_300",
     "late_wait": "eval.py REFLECT --model {checkpoints}/final/step_300 --reflect ' wait'",
 }
@@ -112,8 +112,7 @@ RATES = dict.fromkeys(
     "raft_pp grpo".split(), "5e-5 1e-4* 2e-4 4e-4") | dict.fromkeys(
     "grpo_long no_clip".split(), "2.5e-5 5e-5* 1e-4 2e-4") | dict(
     dpo="1e-5 2e-5 4e-5* 8e-5", true_good="2.5e-5 5e-5* 1e-4")
-TUNING_SEEDS = [100, 101]
-SEEDS, SHOWN_SEEDS = 10, 5  # of a claim, unless it says otherwise; of a setting that no claim needs
+TUNING_SEEDS, SEEDS = [100, 101], 10  # how many a claim has, unless it says otherwise
 
 
 def flags(model: str, data: str, steps: int) -> dict[str, str]:
@@ -124,18 +123,20 @@ def flags(model: str, data: str, steps: int) -> dict[str, str]:
     if model != "tiny":
         both = f"{world} --updates_per_step 2 --data {data}"
         many = f"{world} --updates_per_step 8 --data {data}"
-        return words | dict(WIDE=both, LONG=both, MANY=many, CLIPPED=many, PLAIN=many, HIGHER="--clip_high 0.28",
-                            AT256="--samples 256 --seeds 1", AT4="--samples 4 --seeds 1", HALF="1536", QUARTER="768",
-                            EIGHTH="128", TEST="math500", VOTES="")
+        return words | dict(WIDE=both, LONG=both, MANY=many, CLIPPED=many, PLAIN=many, HABIT=many,
+                            HIGHER="--clip_high 0.28", EIGHTH="--prompts_per_step 128", TEST="math500", VOTES="",
+                            AT256="--samples 256 --seeds 1", AT4="--samples 4 --seeds 1", HALF="1536", QUARTER="768")
     world += " --prompts_per_step 64 --samples_per_prompt 4 --eval_every 200 --eval_problems 400 --updates_per_step"
     wide = "--data tiny-wide --eval_data tiny-wide-test --max_new_tokens 80"
     narrow = "--clip_low 0.02 --clip_high 0.02"
     return words | dict(
         WIDE=f"{world} 2 {wide}", LONG=f"{world} 2 {wide} --steps {long}", MANY=f"{world} 8 {wide}",
         CLIPPED=f"{world} 8 {wide} {narrow}", HIGHER="--clip_high 0.028", PLAIN=f"{world} 8 {narrow} --lr true_good",
+        HABIT=f"{world} 8 {narrow} --lr true_good --model {{habit_good#0}}/final --data tiny --eval_data tiny-test "
+        "--max_new_tokens 64 --template chat", EIGHTH="--prompts_per_step 8 --steps 240", TEST="tiny-test",
         AT256="--bench tiny-wide --limit 128 --samples 256 --seeds 1 --max_new_tokens 80",
         AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20",
-        EIGHTH="8", TEST="tiny-test", VOTES="--votes 16 --limit 320",
+        VOTES="--votes 16 --limit 320",
         COUNTDOWN=f"{world} 4 --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
         "--check lab/worlds.py --steps 40 --prompts_per_step 32 --max_new_tokens 160 --lr 1e-4",
         REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 16 --seeds 1 --max_new_tokens 64")
@@ -149,7 +150,7 @@ def command_lines(model: str, data: str, steps: int) -> dict[str, str]:
     fill_in = lambda text: re.sub(r"\b[A-Z]+[0-9]*\b", lambda word: str(words.get(word[0], word[0])), text)
     for name, text in SETTINGS.items():
         if model != "tiny":
-            if not re.search("tiny|worlds|teacher|distilled|COUNTDOWN|REFLECT", text):
+            if not re.search("tiny|worlds|teacher|distilled|habit|COUNTDOWN|REFLECT", text):
                 lines[name] = re.sub(r" --lr [a-z]\w*", "", fill_in(text))
             continue
         for rate in RATES.get(name, "").replace("*", "").split():
@@ -213,7 +214,9 @@ def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
 
 CLAIMS = [
     Claim(1, "minimalist", "table 1", "RAFT++ is at least as good as RAFT", [
-        ("final accuracy, RAFT++ - RAFT", "> -0.03", lambda raft_pp, raft: last(raft_pp) - last(raft))]),
+        ("final accuracy, RAFT++ - RAFT", "> -0.03", lambda raft_pp, raft: last(raft_pp) - last(raft)),
+        ("final accuracy, the same with 8 updates per rollout and a narrow clip", "> -0.03",
+         lambda raft_pp_clipped, raft_many: last(raft_pp_clipped) - last(raft_many))]),
     Claim(2, "minimalist", "figure 2", "without the clip RAFT++ is worse, even than RAFT", [
         ("final accuracy, RAFT++ - without clip", "> 0, 0.03 matters",
          lambda raft_pp_clipped, no_clip: last(raft_pp_clipped) - last(no_clip)),
@@ -224,14 +227,14 @@ CLAIMS = [
         ("training accuracy, first third, RAFT++ - GRPO", "> 0, 0.03 matters",
          lambda raft_pp_long, grpo_long: early(raft_pp_long, "accuracy") - early(grpo_long, "accuracy")),
         ("entropy, after the first third, RAFT++ / GRPO - 1", "< 0, 0.1 matters",
-         lambda raft_pp_long, grpo_long: mean(raft_pp_long, "entropy", 1 / 3) / mean(grpo_long, "entropy", 1 / 3) - 1),
-        ("accuracy after 150 steps, GRPO - RAFT++", "> 0, 0.03 matters",
+         lambda raft_pp_same, grpo_long: mean(raft_pp_same, "entropy", 1 / 3) / mean(grpo_long, "entropy", 1 / 3) - 1),
+        ("accuracy after 150 steps, GRPO - RAFT++", "> 0, 0.05 matters",
          lambda grpo_long, raft_pp_long: last(grpo_long) - last(raft_pp_long))],
-        "150 steps, not 250"),
+        "150 steps, not 250; accuracies at each method's best rate, entropies at the same rate"),
     Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
         ("KL, first third, RAFT++ / GRPO - 1", "> 0, 0.2 matters",
-         lambda raft_pp_long, grpo_long: early(raft_pp_long, "kl") / early(grpo_long, "kl") - 1)],
-        "the first 50 steps"),
+         lambda raft_pp_same, grpo_long: early(raft_pp_same, "kl") / early(grpo_long, "kl") - 1)],
+        "the first 50 steps; both at the same rate, for a larger rate alone goes further"),
     Claim(5, "minimalist", "figure 2", "clip-higher keeps RAFT++'s entropy up and costs no reward", [
         ("entropy, last third, higher clip / usual - 1", "> 0, 0.1 matters", lambda clip_higher, raft_pp_clipped:
          mean(clip_higher, "entropy", 2 / 3) / mean(raft_pp_clipped, "entropy", 2 / 3) - 1),
@@ -264,12 +267,13 @@ CLAIMS = [
     Claim(12, "others", "Dr. GRPO, section 3", "that division makes a token's weight 1 / length, a constant does not", [
         ("weight in 10 tokens / in 40, own length, - 4", "within 1e-6", lambda: weight_ratio("sequence") - 4),
         ("weight in 10 tokens / in 40, constant, - 1", "within 1e-6", lambda: weight_ratio("constant") - 1)]),
-    Claim(13, "sober", "section 3", "chance scatters the accuracies of seeds by sqrt(p (1 - p) / m) on m problems", [
-        ("scatter / that formula - 1, m = 24", "within 0.1",
+    Claim(13, "sober", "section 3", "on m problems chance scatters the accuracies of seeds by 1 / sqrt(m)", [
+        ("scatter / sqrt(mean of p_i (1 - p_i) / m) - 1, m = 24", "within 0.1",
          lambda base_256: scatter(base_256, 24) / by_chance(base_256, 24) - 1),
         ("exponent of the scatter in m, m = 3 to 48, + 1/2", "within 0.1",
          lambda base_256: slope([3, 6, 12, 24, 48], [scatter(base_256, m) for m in (3, 6, 12, 24, 48)]) + 0.5)],
-        "seeds of the evaluation alone: 256 samples stand for 256 seeds"),
+        "seeds of the evaluation alone: 256 samples stand for 256 seeds, so 13 and 14 check our sampler; p_i is the "
+        "chance to solve problem i; with the mean chance p the paper's sqrt(p (1 - p) / m) is larger"),
     Claim(14, "sober", "section 3", "the mean over K seeds scatters by 1 / sqrt(K)", [
         ("exponent of the scatter in K, K = 1 to 10, + 1/2", "within 0.05",
          lambda base_256: slope(range(1, 11), [scatter(base_256, 30, k) for k in range(1, 11)]) + 0.5)],
@@ -306,12 +310,11 @@ CLAIMS = [
          lambda grpo_256, base_256: at(grpo_256, 0, 0) - at(base_256, 0, 0)),
         ("share of problems, nearly always solved, GRPO - base", "> 0, 0.03 matters",
          lambda grpo_256, base_256: at(grpo_256, 0.9, 1) - at(base_256, 0.9, 1))],
-        "nearly always: 90 % of 256 samples; no problem is solved by all of them"),
+        "nearly always: 90 % of 256 samples; no problem is solved by all of them. The share that is never solved is 1 "
+        "- pass@256, so this is the number of claims 17 and 22 once more"),
     Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
         ("perplexity, under the base, RL's - the base's own", "< 0, 0.02 matters",
-         lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0]),
-        ("perplexity, of RL's samples, under RL - under the base", "< 0, 0.02 matters",
-         lambda under_grpo, under_base: under_grpo["perplexity"][0] - under_base["perplexity"][1])],
+         lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0])],
         "medians over 16 responses to each of 128 problems"),
     Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
         ("pass@256, distilled - base", "> 0, 0.03 matters",
@@ -320,7 +323,7 @@ CLAIMS = [
          lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))],
         "the teacher is our base, taught on solutions without errors; 30 steps of RAFT on its samples"),
     Claim(23, "limit", "figure 8", "algorithms differ little, measured by what the base could still give", [
-        ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.25",
+        ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.1",
          lambda base_256, grpo, rloo, reinforce_pp, ppo: np.ptp([last(run) for run in (grpo, rloo, reinforce_pp, ppo)])
          / (pass_at(base_256, 256) - last(grpo)))],
         "GRPO, RLOO, Reinforce++, PPO; ReMax is not in this project"),
@@ -338,18 +341,19 @@ CLAIMS = [
          lambda one_update: gain(one_update, "python")),
         ("share of python, gained with one update per small rollout", "within 0.05",
          lambda small_rollout: gain(small_rollout, "python"))],
-        "entropy stands for the paper's mean token probability; the variance over seeds is in a figure"),
+        "the base is trained on until 70 % of its responses are python, its better style; entropy stands for the "
+        "paper's mean token probability; one update per rollout is an eighth of the updates, with a small rollout all"),
     Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm", [
         ("accuracy gained, by random rewards", "< 0, 0.03 matters", lambda random_bad: gain(random_bad)),
-        ("accuracy gained, by true - by random rewards", "> 0, 0.03 matters",
-         lambda true_bad, random_bad: gain(true_bad) - gain(random_bad))],
-        "the model of this claim has bad python, as frequent as the other model's"),
+        ("accuracy gained, by random rewards, where python is worse - where it is better", "< 0, 0.03 matters",
+         lambda random_bad, random_good: gain(random_bad) - gain(random_good))],
+        "two bases, of whose responses 70 % are python"),
     Claim(27, "spurious", "section 4", "without any reward nothing is learned", [
         ("largest advantage of GRPO when no response is rewarded", "within 1e-9",
          lambda: grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item())],
         "an update whose advantages are all 0 is skipped, weight decay included"),
     Claim(28, "spurious", "appendix", "random rewards push nowhere on average; the clip makes them pull back", [
-        ("mean step towards the sampling policy, without clip, in its standard errors", "within 3",
+        ("mean step towards the sampling policy, without clip, in its standard errors", "within 1",
          lambda seed: pull_back(seed, clip=False)),
         ("the same with clip", "> 3", lambda seed: pull_back(seed, clip=True))],
         "a softmax over 8 tokens that has moved half a nat; 4,000 groups of 16 samples"),
@@ -361,10 +365,11 @@ CLAIMS = [
         ("accuracy gained, by votes on the test problems (TTRL)", "> 0, 0.03 matters", lambda ttrl: gain(ttrl))],
         "16 votes, on 320 problems; for wrong labels only the few of them where the vote errs"),
     Claim(30, "spurious", "figure 1", "rewarding the format gains what the base loses by missing boxes", [
-        ("accuracy gained, - share without box x accuracy of boxed ones", "within 0.05",
+        ("accuracy gained, by the format", "> 0, 0.03 matters", lambda format_good: gain(format_good)),
+        ("accuracy gained, - share without box x accuracy of boxed ones", "within 0.02",
          lambda format_good: gain(format_good) - loss_by_format(format_good))]),
     Claim(31, "spurious", "table 2", "the gain comes from words to python, where python is the better strategy", [
-        ("sum of the four contributions, - 1", "within 0.001",
+        ("sum of the four contributions, - 1 (an identity)", "within 0.001",
          lambda true_good: sum(true_good["contributions"].values()) - 1),
         ("contribution of words to python, - largest other", "> 0, 0.05 matters",
          lambda true_good: to_python(true_good))]),
@@ -372,7 +377,7 @@ CLAIMS = [
         ("accuracy gained, with one example", "> 0, 0.03 matters", lambda one_example: gain(one_example)),
         ("accuracy gained, with one example - by rewarding the format", "> 0, 0.03 matters",
          lambda one_example, format_good: gain(one_example) - gain(format_good))],
-        "the first problem, which nobody chose"),
+        "the first problem, which nobody chose, and 30 steps"),
     Claim(33, "behaviors", "figures 3 to 5", "RL needs a base that searches, be it right or wrong", [
         ("final accuracy, search - direct", "> 0",
          lambda search_right, search_direct: last(search_right) - last(search_direct)),

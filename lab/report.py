@@ -10,7 +10,7 @@ import plot
 from core.config import ROOT
 from core.stats import crossing, holm, pass_at_k
 from lab import real
-from lab.claims import RATES, SETTINGS, SHOWN_SEEDS, TUNING_SEEDS
+from lab.claims import RATES, SEEDS, SETTINGS, TUNING_SEEDS
 from lab.experiments import by_chance, each, gain, grades, last, late, mean, pass_at, scatter
 from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
 from lab.papers import BEFORE, CHANGED, CLIP, FAILED, HELD, OPENING, PAPERS, POWER, TENSION, TUNED, WHY
@@ -71,7 +71,9 @@ def judge(claim, results: dict, seeds=None) -> dict:
     verdicts = [part["verdict"] for part in parts]
     decided = next((word for word in ("fails", "not run", "undecided") if word in verdicts), "holds")
     ps = [part["p"] for part in parts if "p" in part and (decided != "fails" or part["verdict"] == "fails")]
-    p = (min if decided == "fails" else max)(ps) if ps and decided != "not run" else None
+    p = None
+    if ps and decided != "not run":  # any of several failures is enough, so the smallest p counts several times
+        p = min(1, min(ps) * sum("p" in part for part in parts)) if decided == "fails" else max(ps)
     return dict(parts=parts, verdict=decided, p=p)
 
 
@@ -198,7 +200,7 @@ def search(runs):
 
 
 def waiting(runs):
-    moments = dict(early=75, middle=150, late=300)
+    moments = dict(early=75, late=300)
     lines = {}
     for kind, label in (("none", "nothing said"), ("wait", "told to wait")):
         if seeds := list(zip(*[[run["accuracy"] for run in runs(f"{moment}_{kind}")] for moment in moments])):
@@ -319,19 +321,23 @@ def power(claims, results: dict) -> str:
         needed = max(seeds_needed(part["criterion"], pooled) for _, part in those)
         seeds = sorted({claim.seeds for claim, _ in those})
         numbers = ", ".join(map(str, dict.fromkeys(claim.number for claim, _ in those)))
-        rows.append((what, numbers, f"{pooled:.3g}", f"{least:g}", needed, " or ".join(map(str, seeds))))
-    return grid("what is measured | claims | spread | what matters | seeds for 80 % | seeds run", rows)
+        rows.append((what, numbers, len(those), f"{pooled:.3g}", f"{least:g}", needed, " or ".join(map(str, seeds))))
+    return grid("what is measured | claims | parts | spread | what matters | seeds for 80 % | seeds run", rows)
 
 
 def reasons(runs) -> str:
-    """What GRPO and RAFT++ give with one difference between them less."""
+    """What GRPO and RAFT++ give with one difference between them less, beside the method itself, seed by seed."""
     rows = []
     for name, words in REASONS.items():
         if seeds := runs(name):
+            usual = runs("grpo" if name.startswith("grpo") else "raft_pp")
+            change = verdict([100 * (last(run) - last(other)) for run, other in zip(seeds, usual)])
             hard = [100 * run["by_operations"]["6"] for run in seeds]
             late_means = [spread([mean(run, metric, 2 / 3) for run in seeds], 3) for metric in ("entropy", "kl")]
-            rows.append((words, spread([100 * last(run) for run in seeds]), spread(hard), *late_means, len(seeds)))
-    return grid("variant | at the end, % | with six operations, % | entropy, last third | KL, last third | seeds", rows)
+            rows.append((words, spread([100 * last(run) for run in seeds]), "-" if seeds is usual else value(change),
+                         spread(hard), *late_means, len(seeds)))
+    return grid("variant | at the end, % | change, 95 % interval | with six operations, % | entropy, last third | "
+                "KL, last third | seeds", rows)
 
 
 def changes(claims, found: dict) -> str:
@@ -347,10 +353,11 @@ def repeated(claims, found: dict, results: dict) -> str:
     """The claims of which all runs were repeated with other seeds, and both verdicts."""
     rows = []
     for claim in claims:
-        if (names := needs(claim)) and all(f"{name}/{seed}" in results for name in names for seed in AGAIN):
-            rows.append((claim.number, claim.text, found[claim.number]["verdict"],
-                         judge(claim, results, AGAIN)["verdict"]))
-    return grid(f"# | claim | verdict | with seeds {AGAIN[0]} to {AGAIN[-1]}", rows) if rows else ""
+        again = judge(claim, results, AGAIN)
+        if needs(claim) and all(part.get("n", 0) > 1 for part in again["parts"]):
+            rows.append((claim.number, claim.text, found[claim.number]["verdict"], again["verdict"],
+                         again["parts"][0]["n"]))
+    return grid(f"# | claim | verdict | with seeds from {AGAIN[0]} up | how many", rows) if rows else ""
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -415,7 +422,8 @@ def claim_rows(claim, one: dict) -> list[str]:
     rows = [f"| {claim.number} | **{claim.text}** ({claim.source}) | | | **{one['verdict']}** | {holm_p} |"]
     for part in one["parts"]:
         open_one = part["verdict"] == "undecided" and part["n"] > 1 and size(part["criterion"])
-        short = f"; {seeds_needed(part['criterion'], part['spread'])} seeds needed" if open_one else ""
+        needed = seeds_needed(part["criterion"], part["spread"]) if open_one else 0
+        short = f"; {needed} seeds would show it" if needed > part["n"] else "; near a border" if open_one else ""
         rows.append(f"| | {part['label']} {part['criterion']} | {value(part)}{short} | {part.get('n', 0)} | "
                     f"{part['verdict']} | |")
     return rows
@@ -438,7 +446,7 @@ def write(file: Path, claims, found: dict, results: dict, seeds=None):
     page, own, sizes = page_of(file), seeds_of(claims, seeds), set()
 
     def runs(name):
-        there = [f"{name}/{seed}" for seed in own.get(name, seeds or range(SHOWN_SEEDS))]
+        there = [f"{name}/{seed}" for seed in own.get(name, seeds or range(SEEDS))]
         there = [results[key] for key in there if key in results]
         sizes.add(len(there))
         return there

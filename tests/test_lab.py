@@ -219,7 +219,7 @@ def test_the_power_of_what_is_measured_alike_is_pooled_and_follows_from_the_tuni
                "b/101": dict(accuracy=0.12), "a/0": dict(accuracy=9), "b/0": dict(accuracy=-9)}
     row = report.power([claims.Claim(1, "limit", "", "", measures)], results).splitlines()[-1]
     pooled = math.sqrt((0 + 0.02**2 / 2) / 2)  # 0 and 0.0141
-    assert row == f"| accuracy | 1 | {pooled:.3g} | 0.02 | {seeds_for(pooled, 0.02, 1)} | 10 |"
+    assert row == f"| accuracy | 1 | 2 | {pooled:.3g} | 0.02 | {seeds_for(pooled, 0.02, 1)} | 10 |"
 
 
 # ------------------------------------------------------------------------------------------------ numbers
