@@ -115,7 +115,8 @@ matters ("0.03 matters"). Otherwise it is **undecided**. Then the row says how m
 matters in 80 % of the cases. A claim holds if all of its parts hold, and fails if one fails. Equivalence ("within") is
 judged by the same interval, so by two one-sided tests at 2.5 %. The last column is the p-value of the part that
 decides, adjusted by Holm's method over all sampled claims, those of section 8 apart. (If parts fail, the smallest p
-counts as often as there are parts.) `computed` ones need no samples. The verdicts are not adjusted. The base and the test problems are the same for all seeds, so no interval speaks of other bases.
+counts as often as there are parts.) `computed` ones need no samples. The verdicts are not adjusted. The base and the
+test problems are the same for all seeds, so no interval speaks of other bases.
 
 But for section 8, all models have 0.7 million parameters and all problems are nested sums. So a verdict says whether a
 claim carries over to this world, not whether it is true in the paper's. Criteria, seeds and sizes were chosen after
