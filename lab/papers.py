@@ -148,9 +148,10 @@ POWER = """
 How many seeds does a verdict take? Seeds 100 and 101 say how much a difference scatters over seeds. This spread is
 pooled over everything that is measured alike. It tells how many seeds show a difference that matters in 80 % of the
 cases, or for "within", that the difference is smaller. What matters was chosen by hand: three points of accuracy (in
-table 1 of the first paper, RAFT++ gains 3.8 and 1.7 points on RAFT), but five with 8 updates per rollout
-and seven after 150 steps, where seeds scatter more; a tenth of the entropy, a fifth of the KL, two tokens. Two seeds give the spread of a single part roughly, so the pooled one of few parts may be
-half or twice as large. And the 80 % are those of a part: a claim with three parts has less.
+table 1 of the first paper, RAFT++ gains 3.8 and 1.7 points on RAFT), but five with 8 updates per rollout and seven
+after 150 steps, where seeds scatter more; a tenth of the entropy, a fifth of the KL, two tokens. Two seeds give the
+spread of a single part roughly, so the pooled one of few parts may be half or twice as large. And the 80 % are those of
+a part: a claim with three parts has less.
 
 Claims 16, 33 and 34 were decided before, with five seeds. Their settings are the same as then, so they were not run
 again."""
