@@ -13,76 +13,62 @@ import grpo
 import reinforce_rej
 from core.minibatches import token_weights
 from lab.experiments import (accuracy, at, by_chance, early, gain, last, late, loss_by_format, mean,
-                              only, pass_at, scatter, slope, to_python)
+                              only, pass_at, scatter, scatter_of_means, slope, to_python)
 
 # ============================================================================================== the two tables
-# Words in capitals stand for flags that depend on the model: see flags(). `--lr NAME`: the best rate of NAME, in RATES.
+# Words in capitals stand for flags that depend on the model: see flags().
 # WIDE trains on problems of which the base solves a quarter, and some of them never. On PLAIN it solves half.
-# WIDE makes 2 updates per rollout, as the paper does. LONG is five times as long.
-# CLIPPED makes 8 updates per rollout and has a narrow clip, which binds on 1 % of the tokens. So does PLAIN.
+# Both make 8 updates per rollout: the policy moves away from the one that sampled, so ratio and clip matter.
 SETTINGS = {
-    # the algorithms
-    "raft": "raft.py WIDE --lr raft",
-    "raft_pp": "raft_pp.py WIDE --lr raft_pp",
-    "grpo": "grpo.py WIDE --lr grpo",
-    "sequence": "grpo.py WIDE --loss_norm sequence --lr grpo",
-    "constant": "grpo.py WIDE --loss_norm constant --lr grpo",
-    "reinforce": "reinforce_rej.py WIDE --reject none --lr reinforce",
-    "mean_zero": "reinforce_rej.py WIDE --reject none --baseline group --lr mean_zero",
-    "remove_correct": "reinforce_rej.py WIDE --reject correct --lr remove_correct",
-    "remove_wrong": "reinforce_rej.py WIDE --reject wrong --lr remove_wrong",
-    "rej": "reinforce_rej.py WIDE --lr rej",
-    "rej_std": "reinforce_rej.py WIDE --normalize group --lr rej_std",
-    "rloo": "reinforce_rej.py WIDE --reject none --baseline leave_one_out --lr rloo",
-    "reinforce_pp": "reinforce_rej.py WIDE --reject none --baseline batch --normalize batch --lr reinforce_pp",
-    "ppo": "ppo.py WIDE --lr ppo",
-    "dpo": "iterative_dpo.py WIDE --steps 15 --prompts_per_step 128 --updates_per_step 8 --lr dpo",
-    # late in training
-    "raft_pp_long": "raft_pp.py LONG --lr raft_pp_long",
-    "raft_pp_same": "raft_pp.py LONG --lr grpo_long",
-    "grpo_long": "grpo.py LONG --save_every THIRD --lr grpo_long",
-    "grpo_kl": "grpo.py LONG --kl_coef 0.001 --lr grpo_long",
-    # off-policy, where ratio and clip matter
-    "raft_many": "raft.py MANY --lr raft_many",
-    "raft_pp_clipped": "raft_pp.py CLIPPED --lr raft_pp_clipped",
-    "no_clip": "raft_pp.py CLIPPED --clip false --lr no_clip",
-    "clip_higher": "raft_pp.py CLIPPED HIGHER --lr raft_pp_clipped",
-    # why RAFT++ and GRPO end differently: one difference between them less in each
-    "grpo_positive": "lab/why.py positive WIDE --lr grpo",
-    "raft_pp_mixed": "lab/why.py mixed WIDE --lr raft_pp",
-    "grpo_no_std": "grpo.py WIDE --std false --lr grpo",
-    "grpo_once": "grpo.py WIDE --updates_per_step 1 --lr grpo_once",
-    "raft_pp_once": "raft_pp.py WIDE --updates_per_step 1 --lr raft_pp_once",
+    # the algorithms, on WIDE
+    "raft": "raft.py WIDE",
+    "raft_pp": "raft_pp.py WIDE",
+    "no_clip": "raft_pp.py WIDE --clip false",
+    "clip_higher": "raft_pp.py WIDE --clip_high 0.28",
+    "grpo": "grpo.py WIDE --save_every THIRD",
+    "sequence": "grpo.py WIDE --loss_norm sequence",
+    "constant": "grpo.py WIDE --loss_norm constant",
+    "grpo_kl": "grpo.py WIDE --kl_coef 0.001",
+    "reinforce": "reinforce_rej.py WIDE --reject none",
+    "mean_zero": "reinforce_rej.py WIDE --reject none --baseline group",
+    "remove_correct": "reinforce_rej.py WIDE --reject correct",
+    "remove_wrong": "reinforce_rej.py WIDE --reject wrong",
+    "rej": "reinforce_rej.py WIDE",
+    "rej_std": "reinforce_rej.py WIDE --normalize group",
+    "rloo": "reinforce_rej.py WIDE --reject none --baseline leave_one_out",
+    "reinforce_pp": "reinforce_rej.py WIDE --reject none --baseline batch --normalize batch",
+    "ppo": "ppo.py WIDE",
+    "dpo": "iterative_dpo.py WIDE --steps 10 --prompts_per_step 128 --lr 3e-5",
     # evaluations with 256 samples per problem, and the runs that use them
     "base_256": "eval.py AT256 --model BASE",
-    "third_256": "eval.py AT256 --model {grpo_long}/STEP1",
-    "grpo_256": "eval.py AT256 --model {grpo_long}/final",
+    "third_256": "eval.py AT256 --model {grpo}/STEP1",
+    "two_thirds_256": "eval.py AT256 --model {grpo}/STEP2",
+    "grpo_256": "eval.py AT256 --model {grpo}/final",
     "kl_256": "eval.py AT256 --model {grpo_kl}/final",
     "under_base": "eval.py --compare {base_256} {grpo_256} --perplexity",
+    "under_grpo": "eval.py --compare {grpo_256} {base_256} --perplexity",
     "teacher": "lab/worlds.py teacher",
-    "distilled": "raft.py WIDE --teacher {teacher#0}/final --lr raft",
+    "distilled": "raft.py WIDE --teacher {teacher#0}/final",
     "distilled_256": "eval.py AT256 --model {distilled}/final",
     # evaluations of the base in other conditions
     "base_chat": "eval.py AT4 --model BASE",
     "no_template": "eval.py AT4 --model BASE --template none",
     "half": "eval.py AT4 --model BASE --max_new_tokens HALF",
     "quarter": "eval.py AT4 --model BASE --max_new_tokens QUARTER",
-    # spurious rewards: `good` is a base whose python style is the better one, `bad` one where it is worse
-    "habit_good": "lab/worlds.py habit-good",
-    "habit_bad": "lab/worlds.py habit-bad",
+    # spurious rewards, on PLAIN: `good` is a base whose python style is the better one, `bad` one where it is worse
     "true_good": "grpo.py PLAIN",
     "vote_good": "grpo.py PLAIN --reward majority_fixed VOTES",
     "incorrect_good": "grpo.py PLAIN --reward incorrect VOTES",
     "format_good": "grpo.py PLAIN --reward format",
-    "random_good": "grpo.py HABIT --reward random:0.5",
-    "random_no_clip": "grpo.py HABIT --reward random:0.5 --clip false",
-    "one_update": "grpo.py HABIT --reward random:0.5 --updates_per_step 1",
-    "small_rollout": "grpo.py HABIT --reward random:0.5 --updates_per_step 1 EIGHTH",
+    "random_good": "grpo.py PLAIN --reward random:0.5",
+    "random_no_clip": "grpo.py PLAIN --reward random:0.5 --clip false",
+    "one_update": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1",
+    "small_rollout": "grpo.py PLAIN --reward random:0.5 --updates_per_step 1 --prompts_per_step EIGHTH",
     "true_bad": "grpo.py PLAIN --model tiny-badcode",
     "vote_bad": "grpo.py PLAIN --model tiny-badcode --reward majority_fixed VOTES",
     "incorrect_bad": "grpo.py PLAIN --model tiny-badcode --reward incorrect VOTES",
     "format_bad": "grpo.py PLAIN --model tiny-badcode --reward format",
-    "random_bad": "grpo.py HABIT --model {habit_bad#0}/final --reward random:0.5",
+    "random_bad": "grpo.py PLAIN --model tiny-badcode --reward random:0.5",
     "ttrl": "grpo.py PLAIN --reward majority --data TEST --limit 400",
     "one_example": "grpo.py PLAIN --limit 1",
     # priming, then RL on a miniature Countdown
@@ -99,65 +85,39 @@ SETTINGS = {
     "checkpoints": "lab/worlds.py checkpoints",
     "early_none": "eval.py REFLECT --model {checkpoints}/final/step_75",
     "early_wait": "eval.py REFLECT --model {checkpoints}/final/step_75 --reflect ' wait'",
+    "middle_none": "eval.py REFLECT --model {checkpoints}/final/step_150",
+    "middle_wait": "eval.py REFLECT --model {checkpoints}/final/step_150 --reflect ' wait'",
     "late_none": "eval.py REFLECT --model {checkpoints}/final/step_300",
     "late_wait": "eval.py REFLECT --model {checkpoints}/final/step_300 --reflect ' wait'",
 }
-# The learning rates that `python -m lab tune` tries for a setting, on seeds that no verdict uses. With a star: the
-# best, by accuracy in the end. Of two that are less than half a point apart, which is noise, the lower one is the best.
-# Where the best one was the lowest or the highest, the next one was tried as well.
-RATES = dict.fromkeys(
-    "raft reinforce mean_zero remove_correct rej rloo reinforce_pp ppo raft_pp_long raft_many raft_pp_clipped".split(),
-    "5e-5 1e-4* 2e-4") | dict.fromkeys(
-    "remove_wrong rej_std grpo_once raft_pp_once".split(), "5e-5 1e-4 2e-4* 4e-4") | dict.fromkeys(
-    "raft_pp grpo".split(), "5e-5 1e-4* 2e-4 4e-4") | dict.fromkeys(
-    "grpo_long no_clip".split(), "2.5e-5 5e-5* 1e-4 2e-4") | dict(
-    dpo="1e-5 2e-5 4e-5* 8e-5", true_good="2.5e-5 5e-5* 1e-4")
-TUNING_SEEDS, SEEDS = [100, 101], 10  # how many a claim has, unless it says otherwise
 
 
 def flags(model: str, data: str, steps: int) -> dict[str, str]:
     """{word in capitals: the flags it stands for}."""
-    long = steps or (150 if model == "tiny" else 300)
-    words = dict(BASE=model, THIRD=long // 3, STEP1=f"step_{long // 3:06d}")
-    world = f"--model {model} --steps {steps or (30 if model == 'tiny' else 300)} --reference true --show false"
+    steps = steps or (30 if model == "tiny" else 300)
+    world = f"--model {model} --steps {steps} --updates_per_step 8 --reference true"
+    words = dict(BASE=model, THIRD=steps // 3, STEP1=f"step_{steps // 3:06d}", STEP2=f"step_{steps // 3 * 2:06d}")
     if model != "tiny":
-        both = f"{world} --updates_per_step 2 --data {data}"
-        many = f"{world} --updates_per_step 8 --data {data}"
-        return words | dict(WIDE=both, LONG=both, MANY=many, CLIPPED=many, PLAIN=many, HABIT=many,
-                            HIGHER="--clip_high 0.28", EIGHTH="--prompts_per_step 128", TEST="math500", VOTES="",
-                            AT256="--samples 256 --seeds 1", AT4="--samples 4 --seeds 1", HALF="1536", QUARTER="768")
-    world += " --prompts_per_step 64 --samples_per_prompt 4 --eval_every 200 --eval_problems 400 --updates_per_step"
-    wide = "--data tiny-wide --eval_data tiny-wide-test --max_new_tokens 80"
-    narrow = "--clip_low 0.02 --clip_high 0.02"
+        both = f"{world} --data {data}"
+        return words | dict(WIDE=both, PLAIN=both, AT256="--samples 256 --seeds 1", AT4="--samples 4 --seeds 1",
+                            HALF="1536", QUARTER="768", EIGHTH="128", TEST="math500", VOTES="")
+    world += " --prompts_per_step 32 --samples_per_prompt 4 --eval_every 100 --eval_problems 400"
     return words | dict(
-        WIDE=f"{world} 2 {wide}", LONG=f"{world} 2 {wide} --steps {long}", MANY=f"{world} 8 {wide}",
-        CLIPPED=f"{world} 8 {wide} {narrow}", HIGHER="--clip_high 0.028", PLAIN=f"{world} 8 {narrow} --lr true_good",
-        HABIT=f"{world} 8 {narrow} --lr true_good --model {{habit_good#0}}/final --data tiny --eval_data tiny-test "
-        "--max_new_tokens 64 --template chat", EIGHTH="--prompts_per_step 8 --steps 240", TEST="tiny-test",
-        AT256="--bench tiny-wide --limit 128 --samples 256 --seeds 1 --max_new_tokens 80",
+        WIDE=f"{world} --data tiny-wide --eval_data tiny-wide-test --max_new_tokens 80 --lr 1e-4",
+        PLAIN=f"{world} --lr 3e-5", AT256="--bench tiny-wide --limit 48 --samples 256 --seeds 1 --max_new_tokens 80",
         AT4="--bench tiny-wide --limit 200 --samples 4 --seeds 1 --max_new_tokens 80", HALF="40", QUARTER="20",
-        VOTES="--votes 16 --limit 320",
-        COUNTDOWN=f"{world} 4 --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
-        "--check lab/worlds.py --steps 40 --prompts_per_step 32 --max_new_tokens 160 --lr 1e-4",
+        EIGHTH="4", TEST="tiny-test", VOTES="--votes 16 --limit 320",
+        COUNTDOWN=f"{world} --data {{countdown#0}}/final/train.jsonl --eval_data {{countdown#0}}/final/test.jsonl "
+        "--check lab/worlds.py --max_new_tokens 160 --lr 1e-4 --updates_per_step 4 --steps 40",
         REFLECT="--wrong {checkpoints}/final/corrupted.jsonl --samples 16 --seeds 1 --max_new_tokens 64")
 
 
 def command_lines(model: str, data: str, steps: int) -> dict[str, str]:
-    """SETTINGS with flags in place of the words in capitals, and "NAME@RATE" for each rate that is tried for NAME.
-
-    Another model keeps its own learning rate, and skips the settings that need the built-in world."""
-    words, lines = flags(model, data, steps), {}
+    """SETTINGS with flags in place of the words in capitals. Another model skips those that need the built-in world."""
+    words = flags(model, data, steps)
     fill_in = lambda text: re.sub(r"\b[A-Z]+[0-9]*\b", lambda word: str(words.get(word[0], word[0])), text)
-    for name, text in SETTINGS.items():
-        if model != "tiny":
-            if not re.search("tiny|worlds|teacher|distilled|habit|COUNTDOWN|REFLECT", text):
-                lines[name] = re.sub(r" --lr [a-z]\w*", "", fill_in(text))
-            continue
-        for rate in RATES.get(name, "").replace("*", "").split():
-            lines[f"{name}@{rate}"] = fill_in(text).replace(f"--lr {name}", f"--lr {rate}")
-        best = lambda found: "--lr " + re.search(r"(\S+)\*", RATES[found[1]])[1]
-        lines[name] = re.sub(r"--lr ([a-z]\w*)", best, fill_in(text))
-    return lines
+    built_in = "" if model == "tiny" else "tiny|worlds|teacher|distilled|COUNTDOWN|REFLECT"
+    return {name: fill_in(text) for name, text in SETTINGS.items() if not (built_in and re.search(built_in, text))}
 
 
 # ================================================================================================ what is claimed
@@ -165,9 +125,7 @@ class Claim(NamedTuple):
     """A claim, and its parts, which must all hold.
 
     A part is (what is measured, where the mean has to be, the function that measures it in one seed). The parameters
-    of that function are names of settings, whose records it gets, or `seed`. "> 0, 0.03 matters": 0.03 is the smallest
-    difference that would be worth the claim. Parts are measured alike if their labels are the same up to the first
-    comma. Their spread over seeds is pooled, to choose how many seeds are run (report.power)."""
+    of that function are names of settings, whose records it gets, or `seed`."""
 
     number: int
     paper: str
@@ -175,7 +133,6 @@ class Claim(NamedTuple):
     text: str
     parts: list[tuple[str, str, Callable]]
     differs: str = ""  # how this differs from the paper's experiment, besides model, problems and size
-    seeds: int = SEEDS  # how many are run
 
 
 def weight_on_wrong(reward: float) -> float:
@@ -214,170 +171,150 @@ def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
 
 CLAIMS = [
     Claim(1, "minimalist", "table 1", "RAFT++ is at least as good as RAFT", [
-        ("final accuracy, RAFT++ - RAFT", "> -0.03", lambda raft_pp, raft: last(raft_pp) - last(raft)),
-        ("accuracy after 8 updates per rollout, RAFT++ with a narrow clip - RAFT", "> -0.05",
-         lambda raft_pp_clipped, raft_many: last(raft_pp_clipped) - last(raft_many))]),
+        ("final accuracy, RAFT++ - RAFT", "> 0", lambda raft_pp, raft: last(raft_pp) - last(raft))],
+        "the paper says 'at least'; a difference of zero would stay undecided here"),
     Claim(2, "minimalist", "figure 2", "without the clip RAFT++ is worse, even than RAFT", [
-        ("accuracy after 8 updates per rollout, RAFT++ - without clip", "> 0, 0.05 matters",
-         lambda raft_pp_clipped, no_clip: last(raft_pp_clipped) - last(no_clip)),
-        ("accuracy after 8 updates per rollout, RAFT - RAFT++ without clip", "> 0, 0.05 matters",
-         lambda raft_many, no_clip: last(raft_many) - last(no_clip))],
-        "8 updates per rollout, and a ratio between 0.98 and 1.02"),
+        ("final accuracy, RAFT++ - without clip", "> 0", lambda raft_pp, no_clip: last(raft_pp) - last(no_clip)),
+        ("final accuracy, RAFT - RAFT++ without clip", "> 0", lambda raft, no_clip: last(raft) - last(no_clip))],
+        "the clip binds on less than one token in a thousand"),
     Claim(3, "minimalist", "figures 1, 3", "RAFT++ learns faster early, its entropy collapses, GRPO passes it late", [
-        ("training accuracy, first third, RAFT++ - GRPO", "> 0, 0.03 matters",
-         lambda raft_pp_long, grpo_long: early(raft_pp_long, "accuracy") - early(grpo_long, "accuracy")),
-        ("entropy, after the first third, RAFT++ / GRPO - 1", "< 0, 0.1 matters",
-         lambda raft_pp_same, grpo_long: mean(raft_pp_same, "entropy", 1 / 3) / mean(grpo_long, "entropy", 1 / 3) - 1),
-        ("accuracy after 150 steps, GRPO - RAFT++", "> 0, 0.07 matters",
-         lambda grpo_long, raft_pp_long: last(grpo_long) - last(raft_pp_long))],
-        "150 steps, not 250; accuracies at each method's best rate, entropies at the same rate"),
+        ("training accuracy, first third, RAFT++ - GRPO", "> 0",
+         lambda raft_pp, grpo: early(raft_pp, "accuracy") - early(grpo, "accuracy")),
+        ("entropy after the first third, RAFT++ - GRPO", "< 0",
+         lambda raft_pp, grpo: mean(raft_pp, "entropy", 1 / 3) - mean(grpo, "entropy", 1 / 3)),
+        ("final accuracy, GRPO - RAFT++", "> 0", lambda grpo, raft_pp: last(grpo) - last(raft_pp))],
+        "30 steps, not 250"),
     Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
-        ("KL, first third, RAFT++ / GRPO - 1", "> 0, 0.2 matters",
-         lambda raft_pp_same, grpo_long: early(raft_pp_same, "kl") / early(grpo_long, "kl") - 1)],
-        "the first 50 steps; both at the same rate, for a larger rate alone goes further"),
+        ("KL, first third, RAFT++ - GRPO", "> 0", lambda raft_pp, grpo: early(raft_pp, "kl") - early(grpo, "kl"))]),
     Claim(5, "minimalist", "figure 2", "clip-higher keeps RAFT++'s entropy up and costs no reward", [
-        ("entropy, last third, higher clip / usual - 1", "> 0, 0.1 matters", lambda clip_higher, raft_pp_clipped:
-         mean(clip_higher, "entropy", 2 / 3) / mean(raft_pp_clipped, "entropy", 2 / 3) - 1),
-        ("training accuracy, last third, higher clip - usual", "> -0.03", lambda clip_higher, raft_pp_clipped:
-         mean(clip_higher, "accuracy", 2 / 3) - mean(raft_pp_clipped, "accuracy", 2 / 3))],
-        "8 updates per rollout; the ratio is clipped at 1.028 and at 1.02, in place of 1.28 and 1.2"),
+        ("entropy, last third, 0.28 - 0.2", "> 0",
+         lambda clip_higher, raft_pp: mean(clip_higher, "entropy", 2 / 3) - mean(raft_pp, "entropy", 2 / 3)),
+        ("training accuracy, last third, 0.28 - 0.2", "> -0.02",
+         lambda clip_higher, raft_pp: mean(clip_higher, "accuracy", 2 / 3) - mean(raft_pp, "accuracy", 2 / 3))],
+        "the clip binds on less than one token in a thousand"),
     Claim(6, "minimalist", "figure 4", "all-wrong prompts harm Reinforce; all-right ones do not", [
-        ("training accuracy, last half, remove wrong - Reinforce", "> 0, 0.03 matters",
+        ("training accuracy, last half, remove wrong - Reinforce", "> 0",
          lambda remove_wrong, reinforce: late(remove_wrong, "accuracy") - late(reinforce, "accuracy")),
-        ("training accuracy, last half, remove correct - Reinforce", "within 0.03",
+        ("training accuracy, last half, remove correct - Reinforce", "within 0.02",
          lambda remove_correct, reinforce: late(remove_correct, "accuracy") - late(reinforce, "accuracy"))]),
     Claim(7, "minimalist", "figure 4", "dividing by the standard deviation adds nothing to removing both", [
-        ("final accuracy, with std - without", "within 0.03", lambda rej_std, rej: last(rej_std) - last(rej))]),
+        ("final accuracy, with std - without", "within 0.02", lambda rej_std, rej: last(rej_std) - last(rej))]),
     Claim(8, "minimalist", "figure 4", "subtracting the mean raises Reinforce's KL, not its reward", [
-        ("KL, last half, mean zero / Reinforce - 1", "> 0, 0.2 matters",
-         lambda mean_zero, reinforce: late(mean_zero, "kl") / late(reinforce, "kl") - 1),
-        ("training accuracy, last half, mean zero - Reinforce", "< 0.03",
+        ("KL, last half, mean zero - Reinforce", "> 0",
+         lambda mean_zero, reinforce: late(mean_zero, "kl") - late(reinforce, "kl")),
+        ("training accuracy, last half, mean zero - Reinforce", "< 0.02",
          lambda mean_zero, reinforce: late(mean_zero, "accuracy") - late(reinforce, "accuracy"))]),
     Claim(9, "minimalist", "figure 4, table 1", "Reinforce-Rej is as good as GRPO at a smaller KL", [
-        ("final accuracy, Reinforce-Rej - GRPO", "within 0.03", lambda rej, grpo: last(rej) - last(grpo)),
-        ("KL, last half, Reinforce-Rej / GRPO - 1", "< 0, 0.2 matters",
-         lambda rej, grpo: late(rej, "kl") / late(grpo, "kl") - 1)]),
+        ("final accuracy, Reinforce-Rej - GRPO", "within 0.02", lambda rej, grpo: last(rej) - last(grpo)),
+        ("KL, last half, Reinforce-Rej - GRPO", "< 0", lambda rej, grpo: late(rej, "kl") - late(grpo, "kl"))]),
     Claim(10, "minimalist", "its code", "as released, Reinforce-Rej gives wrong answers no gradient", [
         ("gradient on wrong answers, rewards 0 and 1", "within 1e-9", lambda: weight_on_wrong(0.0)),
         ("gradient on wrong answers, rewards -1 and 1", "> 0.5", lambda: weight_on_wrong(-1.0))]),
     Claim(11, "others", "Dr. GRPO, section 3", "dividing by each response's own length lets wrong answers grow", [
-        ("length of wrong answers, in the end, own length - constant", "> 0, 2 matters",
+        ("length of wrong answers in the end, own length - constant", "> 0",
          lambda sequence, constant: last(sequence, "length_wrong") - last(constant, "length_wrong"))],
         "our problems set the length of a solution, up to its style"),
     Claim(12, "others", "Dr. GRPO, section 3", "that division makes a token's weight 1 / length, a constant does not", [
         ("weight in 10 tokens / in 40, own length, - 4", "within 1e-6", lambda: weight_ratio("sequence") - 4),
         ("weight in 10 tokens / in 40, constant, - 1", "within 1e-6", lambda: weight_ratio("constant") - 1)]),
-    Claim(13, "sober", "section 3", "on m problems chance scatters the accuracies of seeds by 1 / sqrt(m)", [
-        ("scatter / sqrt(mean of p_i (1 - p_i) / m) - 1, m = 24", "within 0.1",
+    Claim(13, "sober", "section 3", "chance scatters the accuracies of seeds by sqrt(p (1 - p) / m) on m problems", [
+        ("scatter / that formula - 1, m = 24", "within 0.1",
          lambda base_256: scatter(base_256, 24) / by_chance(base_256, 24) - 1),
         ("exponent of the scatter in m, m = 3 to 48, + 1/2", "within 0.1",
          lambda base_256: slope([3, 6, 12, 24, 48], [scatter(base_256, m) for m in (3, 6, 12, 24, 48)]) + 0.5)],
-        "seeds of the evaluation alone: 256 samples stand for 256 seeds, so 13 and 14 check our sampler; p_i is the "
-        "chance to solve problem i; with the mean chance p the paper's sqrt(p (1 - p) / m) is larger"),
+        "seeds of the evaluation alone: 256 samples stand for 256 seeds"),
     Claim(14, "sober", "section 3", "the mean over K seeds scatters by 1 / sqrt(K)", [
         ("exponent of the scatter in K, K = 1 to 10, + 1/2", "within 0.05",
-         lambda base_256: slope(range(1, 11), [scatter(base_256, 30, k) for k in range(1, 11)]) + 0.5)],
-        "seeds of the evaluation alone; 30 problems, and disjoint groups of K samples"),
+         lambda base_256: slope(range(1, 11), [scatter_of_means(base_256, k) for k in range(1, 11)]) + 0.5)],
+        "30 problems; K of 256 samples, drawn with replacement"),
     Claim(15, "sober", "section 5", "wrong answers are longer than right ones, also among those not cut off", [
-        ("length, of wrong - of right, base", "> 0, 1 matters",
+        ("length of wrong - right, base", "> 0",
          lambda base_256: base_256["length_wrong"] - base_256["length_right"]),
-        ("length, of wrong - of right, after GRPO", "> 0, 1 matters",
+        ("length of wrong - right, after GRPO", "> 0",
          lambda grpo_256: grpo_256["length_wrong"] - grpo_256["length_right"])],
         "longer problems need longer solutions and are harder; guesses are short and mostly wrong"),
     Claim(16, "sober", "section 3", "without its template, or with little room, a model is worse", [
         ("accuracy, its template - none", "> 0",
          lambda base_chat, no_template: accuracy(base_chat) - accuracy(no_template)),
         ("accuracy, full - half length", "> 0", lambda base_chat, half: accuracy(base_chat) - accuracy(half)),
-        ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))],
-        "", 5),
+        ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))]),
     Claim(17, "limit", "figure 2", "RL is better at pass@1 and worse at pass@256", [
-        ("pass@1, GRPO - base", "> 0, 0.03 matters",
-         lambda grpo_256, base_256: pass_at(grpo_256, 1) - pass_at(base_256, 1)),
-        ("pass@256, GRPO - base", "< 0, 0.03 matters",
-         lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))]),
+        ("pass@1, GRPO - base", "> 0", lambda grpo_256, base_256: pass_at(grpo_256, 1) - pass_at(base_256, 1)),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))]),
     Claim(18, "limit", "figure 7", "as training goes on pass@1 rises and pass@256 falls", [
-        ("pass@1, end - a third", "> 0, 0.03 matters",
-         lambda grpo_256, third_256: pass_at(grpo_256, 1) - pass_at(third_256, 1)),
-        ("pass@256, end - a third", "< 0, 0.03 matters",
+        ("pass@1, end - a third", "> 0", lambda grpo_256, third_256: pass_at(grpo_256, 1) - pass_at(third_256, 1)),
+        ("pass@256, end - a third", "< 0",
          lambda grpo_256, third_256: pass_at(grpo_256, 256) - pass_at(third_256, 256))]),
     Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
-        ("share of RL's solved problems, those that the base does not solve", "< 0.05",
+        ("share of RL's solved problems that the base does not solve", "< 0.05",
          lambda base_256, grpo_256: only(base_256, grpo_256)),
-        ("share of RL's solved problems, the same - share of the base's that RL does not solve", "< 0, 0.05 matters",
+        ("the same - share of the base's that RL does not solve", "< 0",
          lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
     Claim(20, "limit", "figure 4", "after RL more problems are solved always, and more never", [
-        ("share of problems, never solved, GRPO - base", "> 0, 0.03 matters",
-         lambda grpo_256, base_256: at(grpo_256, 0, 0) - at(base_256, 0, 0)),
-        ("share of problems, nearly always solved, GRPO - base", "> 0, 0.03 matters",
-         lambda grpo_256, base_256: at(grpo_256, 0.9, 1) - at(base_256, 0.9, 1))],
-        "nearly always: 90 % of 256 samples; no problem is solved by all of them. The share that is never solved is 1 "
-        "- pass@256, so this is the number of claims 17 and 22 once more"),
+        ("share of problems never solved, GRPO - base", "> 0",
+         lambda grpo_256, base_256: at(grpo_256, 0) - at(base_256, 0)),
+        ("share always solved, GRPO - base", "> 0", lambda grpo_256, base_256: at(grpo_256, 1) - at(base_256, 1))]),
     Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
-        ("perplexity, under the base, RL's - the base's own", "< 0, 0.02 matters",
-         lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0])],
-        "medians over 16 responses to each of 128 problems"),
+        ("perplexity under the base, RL's - the base's own", "< 0",
+         lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0]),
+        ("of RL's samples, under RL - under the base", "< 0",
+         lambda under_grpo, under_base: under_grpo["perplexity"][0] - under_base["perplexity"][1])],
+        "medians over 16 responses to each of 48 problems"),
     Claim(22, "limit", "figure 8", "distillation widens what a model can solve, RL does not", [
-        ("pass@256, distilled - base", "> 0, 0.03 matters",
+        ("pass@256, distilled - base", "> 0",
          lambda distilled_256, base_256: pass_at(distilled_256, 256) - pass_at(base_256, 256)),
-        ("pass@256, GRPO - base", "< 0, 0.03 matters",
-         lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))],
-        "the teacher is our base, taught on solutions without errors; 30 steps of RAFT on its samples"),
+        ("pass@256, GRPO - base", "< 0", lambda grpo_256, base_256: pass_at(grpo_256, 256) - pass_at(base_256, 256))],
+        "the teacher is our base, taught on solutions without errors; rejection sampling from it"),
     Claim(23, "limit", "figure 8", "algorithms differ little, measured by what the base could still give", [
-        ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.1",
+        ("(best - worst final accuracy) / (base's pass@256 - GRPO's accuracy)", "< 0.25",
          lambda base_256, grpo, rloo, reinforce_pp, ppo: np.ptp([last(run) for run in (grpo, rloo, reinforce_pp, ppo)])
          / (pass_at(base_256, 256) - last(grpo)))],
         "GRPO, RLOO, Reinforce++, PPO; ReMax is not in this project"),
     Claim(24, "limit", "section 4", "a KL penalty of 0.001 leaves pass@1 and lowers pass@k at large k", [
-        ("accuracy after 150 steps, with - without", "within 0.03",
-         lambda grpo_kl, grpo_long: last(grpo_kl) - last(grpo_long)),
-        ("pass@256, with - without", "< 0, 0.03 matters",
-         lambda kl_256, grpo_256: pass_at(kl_256, 256) - pass_at(grpo_256, 256))]),
+        ("final accuracy, with - without", "within 0.02", lambda grpo_kl, grpo: last(grpo_kl) - last(grpo)),
+        ("pass@256, with - without", "< 0", lambda kl_256, grpo_256: pass_at(kl_256, 256) - pass_at(grpo_256, 256))]),
     Claim(25, "spurious", "figures 11, 13", "clipped random rewards push a model towards what it does anyway", [
-        ("share of python, gained with clip", "> 0, 0.05 matters", lambda random_good: gain(random_good, "python")),
-        ("entropy, last third / first third - 1, with clip", "< 0, 0.1 matters",
-         lambda random_good: mean(random_good, "entropy", 2 / 3) / early(random_good, "entropy") - 1),
+        ("share of python, gained with clip", "> 0", lambda random_good: gain(random_good, "python")),
+        ("entropy, last third - first third, with clip", "< 0",
+         lambda random_good: mean(random_good, "entropy", 2 / 3) - early(random_good, "entropy")),
         ("share of python, gained without clip", "within 0.1", lambda random_no_clip: gain(random_no_clip, "python")),
         ("share of python, gained with one update per rollout", "within 0.05",
          lambda one_update: gain(one_update, "python")),
         ("share of python, gained with one update per small rollout", "within 0.05",
          lambda small_rollout: gain(small_rollout, "python"))],
-        "the base is trained on until 70 % of its responses are python, its better style; entropy stands for the "
-        "paper's mean token probability; one update per rollout is an eighth of the updates, with a small rollout all"),
+        "entropy stands for the paper's mean token probability; the variance over seeds is in a figure"),
     Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm", [
-        ("accuracy gained, by random rewards", "< 0, 0.03 matters", lambda random_bad: gain(random_bad)),
-        ("accuracy gained, by random rewards, where python is worse - where it is better", "< 0, 0.03 matters",
-         lambda random_bad, random_good: gain(random_bad) - gain(random_good))],
-        "two bases, of whose responses 70 % are python"),
+        ("accuracy gained by random rewards, bad-code model", "< 0", lambda random_bad: gain(random_bad)),
+        ("accuracy gained, true - random rewards", "> 0",
+         lambda true_bad, random_bad: gain(true_bad) - gain(random_bad))],
+        "its python style is as frequent as the other model's"),
     Claim(27, "spurious", "section 4", "without any reward nothing is learned", [
         ("largest advantage of GRPO when no response is rewarded", "within 1e-9",
          lambda: grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item())],
         "an update whose advantages are all 0 is skipped, weight decay included"),
     Claim(28, "spurious", "appendix", "random rewards push nowhere on average; the clip makes them pull back", [
-        ("mean step towards the sampling policy, without clip, in its standard errors", "within 1",
+        ("mean step towards the sampling policy, without clip, in its standard errors", "within 3",
          lambda seed: pull_back(seed, clip=False)),
         ("the same with clip", "> 3", lambda seed: pull_back(seed, clip=True))],
         "a softmax over 8 tokens that has moved half a nat; 4,000 groups of 16 samples"),
     Claim(29, "spurious", "figure 1; TTRL", "votes are nearly as good as the truth; even wrong labels help", [
-        ("accuracy gained, by labels of votes", "> 0, 0.03 matters", lambda vote_good: gain(vote_good)),
-        ("accuracy gained, by truth - by votes", "< 0.05",
-         lambda true_good, vote_good: gain(true_good) - gain(vote_good)),
-        ("accuracy gained, by wrong labels", "> 0, 0.03 matters", lambda incorrect_good: gain(incorrect_good)),
-        ("accuracy gained, by votes on the test problems (TTRL)", "> 0, 0.03 matters", lambda ttrl: gain(ttrl))],
+        ("accuracy gained by labels of votes", "> 0", lambda vote_good: gain(vote_good)),
+        ("accuracy gained, truth - votes", "> -0.02", lambda true_good, vote_good: gain(true_good) - gain(vote_good)),
+        ("accuracy gained by wrong labels", "> 0", lambda incorrect_good: gain(incorrect_good)),
+        ("accuracy gained by votes on the test problems (TTRL)", "> 0", lambda ttrl: gain(ttrl))],
         "16 votes, on 320 problems; for wrong labels only the few of them where the vote errs"),
     Claim(30, "spurious", "figure 1", "rewarding the format gains what the base loses by missing boxes", [
-        ("accuracy gained, by the format", "> 0, 0.03 matters", lambda format_good: gain(format_good)),
-        ("accuracy gained, - share without box x accuracy of boxed ones", "within 0.02",
+        ("accuracy gained - share without box x accuracy of boxed ones", "within 0.05",
          lambda format_good: gain(format_good) - loss_by_format(format_good))]),
     Claim(31, "spurious", "table 2", "the gain comes from words to python, where python is the better strategy", [
-        ("sum of the four contributions, - 1 (an identity)", "within 0.001",
-         lambda true_good: sum(true_good["contributions"].values()) - 1),
-        ("contribution of words to python, - largest other", "> 0, 0.05 matters",
-         lambda true_good: to_python(true_good))]),
+        ("sum of the four contributions, - 1", "within 0.001",
+         lambda true_good: sum(cell["contribution"] for cell in true_good["transitions"].values()) - 1),
+        ("contribution of words to python - largest other", "> 0", lambda true_good: to_python(true_good))]),
     Claim(32, "others", "one-shot RLVR, table 1", "one example is enough to gain more than the format alone gives", [
-        ("accuracy gained, with one example", "> 0, 0.03 matters", lambda one_example: gain(one_example)),
-        ("accuracy gained, with one example - by rewarding the format", "> 0, 0.03 matters",
+        ("accuracy gained with one example", "> 0", lambda one_example: gain(one_example)),
+        ("the same - gained by rewarding the format", "> 0",
          lambda one_example, format_good: gain(one_example) - gain(format_good))],
-        "the first problem, which nobody chose, and 30 steps"),
+        "the first problem, which nobody chose"),
     Claim(33, "behaviors", "figures 3 to 5", "RL needs a base that searches, be it right or wrong", [
         ("final accuracy, search - direct", "> 0",
          lambda search_right, search_direct: last(search_right) - last(search_direct)),
@@ -388,7 +325,7 @@ CLAIMS = [
         ("final accuracy, wrong - right search", "within 0.1",
          lambda search_wrong, search_right: last(search_wrong) - last(search_right)),
         ("rejected attempts per response, gained by RL", "> 0", lambda search_right: gain(search_right, "rejected"))],
-        "orders of three operations are searched, not of numbers; one primed base of each kind", 5),
+        "orders of three operations are searched, not of numbers; one primed base of each kind"),
     Claim(34, "reflection", "figures 3 to 5", "told to wait a model corrects itself, better with more pretraining", [
         ("accuracy at the end of pretraining, wait - nothing", "> 0",
          lambda late_wait, late_none: accuracy(late_wait) - accuracy(late_none)),
@@ -396,5 +333,5 @@ CLAIMS = [
          lambda late_wait, early_wait: accuracy(late_wait) - accuracy(early_wait)),
         ("accuracy when told nothing, end - a quarter", "> 0",
          lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
-        "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that", 5),
+        "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that"),
 ]

@@ -6,7 +6,6 @@ setting grpo, with the same seed. `{teacher#0}` is the one with seed 0. Those ru
 The file of results has one record per finished run, {"SETTING/SEED": record}. The folder of a run, with models and
 logs, is only needed by later runs that build on it."""
 
-import base64
 import ctypes
 import json
 import math
@@ -28,7 +27,7 @@ from core.files import read_steps, write_whole
 from core.saved import read_responses, to_rows
 from core.stats import count, majority, mean_lengths, pass_at_k, transitions
 
-CURVES, MEANS = "accuracy entropy kl".split(), "clip_low clip_high kept length".split()  # over the training
+CURVES = "reward accuracy entropy kl clip_low clip_high kept length".split()
 LAST_WORDS = 200  # characters that we show of the log of a run that failed
 REFERENCE = r"\{(\w+)(?:#(\d+))?\}"  # {SETTING} or {SETTING#SEED} in a command line
 FEW = 16  # with at most this many samples, we keep the numbers of each sample
@@ -36,9 +35,9 @@ GUESS = 60  # seconds per run, until one run of the setting has been timed
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
-def shorten(x, digits=4):
+def shorten(x):
     """Four digits of a number, so that the file of results stays small. None and NaN are None."""
-    return None if x is None or not np.isfinite(x) else float(f"{x:.{digits}g}")
+    return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
 
 
 def numbers(saved) -> dict:
@@ -64,12 +63,6 @@ def by_sample(saved) -> dict[str, list]:
     return {name: [one[name] for one in columns] for name in columns[0] if name not in ("right", "uses_python")}
 
 
-def by_operations(saved) -> dict[str, float]:
-    """{how many operations a problem has: the accuracy on these problems}."""
-    sizes = count(r"[-+*]", saved["problem"])
-    return {f"{size:.0f}": shorten(saved["correct"][sizes == size].mean()) for size in np.unique(sizes)}
-
-
 def examples(saved) -> list[dict]:
     """Two right and three wrong responses: first responses to different problems, that were not cut off."""
     rows = [row for row in to_rows({name: x[:, :1] for name, x in saved.items()}) if row["finish"] != "length"]
@@ -77,38 +70,36 @@ def examples(saved) -> list[dict]:
     return [{name: row[name] for name in ("problem", "gold", "response", "correct")} for row in right[:2] + wrong[:3]]
 
 
-def pack(right) -> str:
-    """right [P, n] of 0 and 1 -> text, with a bit for each."""
-    return base64.b85encode(np.packbits(right.astype(bool), axis=1).tobytes()).decode()
+def pack(right) -> list[str]:
+    """right [P, n] of 0 and 1 -> one hexadecimal number per row, with four samples in a character."""
+    return ["".join(f"{b:02x}" for b in np.packbits(row.astype(bool))) for row in right]
 
 
-def unpack(text: str, n: int):
-    """The inverse of pack(): text, and the samples in a row -> [P, n] of 0 and 1."""
-    rows = np.frombuffer(base64.b85decode(text), np.uint8).reshape(-1, math.ceil(n / 8))
-    return np.unpackbits(rows, axis=1)[:, :n]
+def unpack(rows: list[str], n: int):
+    """The inverse of pack(): rows, and n samples in each -> [P, n] of 0 and 1."""
+    return np.stack([np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8))[:n] for row in rows])
 
 
 def digest(folder: Path) -> dict:
     """What we keep of the folder of a finished run.
 
-    training         curves, means, evaluations, and what each change of strategy contributed to the gain
+    training         curves, evaluations, and how the strategies changed from the first to the last evaluation
     eval.py          the numbers of its responses, and each grade. With at most 16 samples also those of each sample
                      alone, majority votes per problem, and two right and three wrong responses as they are
     eval.py compare  the median perplexity of each model's responses"""
     if (folder / "metrics.jsonl").exists():
         rows = [row for step, row in read_steps(folder / "metrics.jsonl").items() if step]
-        columns = {name: [shorten(row[name], 3) for row in rows] for name in CURVES}
-        there = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
-        means = {name: shorten(np.mean(values) if values else None) for name, values in there.items()}
+        columns = {name: [shorten(row[name]) for row in rows] for name in CURVES}
         evals = []
         for file in sorted(folder.glob("eval/step_*/*.jsonl")):
-            evals.append(numbers(saved := read_responses(file)))
-        r = dict(curves={name: column for name, column in columns.items() if column and None not in column}) | means
+            evals.append(numbers(read_responses(file)) | dict(step=int(file.parent.name.removeprefix("step_"))))
+        r = dict(curves={name: column for name, column in columns.items() if column and None not in column})
+        if r["curves"].get("reward") == r["curves"].get("accuracy"):  # then one of them is enough
+            r["curves"].pop("reward", None)
         if evals:
             first, last = evals[0], evals[-1]
             cells = transitions(first["uses_python"], first["right"], last["uses_python"], last["right"])
-            r["contributions"] = {name: shorten(cell["contribution"]) for name, cell in cells.items()}
-            r["by_operations"] = by_operations(saved)
+            r["transitions"] = {name: {key: shorten(x) for key, x in cell.items()} for name, cell in cells.items()}
             r["evals"] = [{k: x for k, x in one.items() if k not in ("right", "uses_python")} for one in evals]
         return r
     if (folder / "compare.json").exists():
@@ -197,10 +188,9 @@ def only(a, b):
     return float((b & ~a).sum() / max(1, b.sum()))
 
 
-def at(run, low, high):
-    """The share of problems whose accuracy is in low..high: 0 to 0 for those that are never solved."""
-    p = grades(run).mean(1)
-    return float(((low <= p) & (p <= high)).mean())
+def at(run, accuracy):
+    """The share of problems with exactly this accuracy: 0, never solved, or 1, always."""
+    return float((grades(run).mean(1) == accuracy).mean())
 
 
 def slope(x, y):
@@ -208,19 +198,24 @@ def slope(x, y):
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def scatter(run, m, k=1):
-    """How much the accuracy on m problems differs from k seeds to k other seeds: a standard deviation.
+def scatter(run, m):
+    """How much the accuracy on m problems differs from seed to seed: a standard deviation.
 
     Each sample stands for a seed. The result is the mean over disjoint sets of m problems."""
     right = grades(run)
-    groups = right[:, : right.shape[1] // k * k].reshape(len(right), -1, k).mean(2)
-    return np.mean([groups[i : i + m].mean(0).std(ddof=1) for i in range(0, len(right) - m + 1, m)])
+    return np.mean([right[i : i + m].mean(0).std(ddof=1) for i in range(0, len(right) - m + 1, m)])
 
 
 def by_chance(run, m):
     """What scatter() is by chance alone. If p_i is the chance to solve problem i: sqrt(mean of p_i (1 - p_i) / m)."""
     p = grades(run).mean(1)
     return math.sqrt((p * (1 - p)).mean() / m)
+
+
+def scatter_of_means(run, k, draws=4000):
+    """The standard deviation of the mean accuracy of k seeds, on 30 problems. Each sample stands for a seed."""
+    seeds, rng = grades(run)[:30].mean(0), np.random.default_rng(0)
+    return rng.choice(seeds, (draws, k)).mean(1).std()
 
 
 def loss_by_format(run):
@@ -232,8 +227,8 @@ def loss_by_format(run):
 
 def to_python(run):
     """The contribution of "words to python" to the gain, minus the largest of the other three contributions."""
-    others = [x for name, x in run["contributions"].items() if name != "words to python"]
-    return run["contributions"]["words to python"] - max(others)
+    cells = {name: cell["contribution"] for name, cell in run["transitions"].items()}
+    return cells.pop("words to python") - max(cells.values())
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -325,14 +320,7 @@ class Experiments:
                                     env=os.environ | dict(OMP_NUM_THREADS=str(threads)), cwd=ROOT,
                                     preexec_fn=die_with_parent)
 
-    def took(self, run, began=None) -> float:
-        """How many seconds a run has taken so far, interruptions apart. began: it was running from then until now."""
-        note = self.folder(run).with_suffix(".seconds")
-        if began:
-            note.write_text(str(time.time() - began))
-        return float(note.read_text()) if note.exists() else 0.0
-
-    def end(self, run, status=0) -> str:
+    def end(self, run, status: int, seconds: float) -> str:
         """Keep the numbers of a run that has ended -> "". If it has failed -> why, with the last line of its log."""
         folder = self.folder(run)
         try:
@@ -345,8 +333,8 @@ class Experiments:
             log = folder.with_suffix(".log")
             last_line = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())[-1]
             return f"{error}: {last_line[-LAST_WORDS:]} ({log})"
-        record = dict(command=self.full_line(run[0]), seconds=round(self.took(run), 1)) | found
-        (folder / "finished").touch()
+        record = dict(command=self.full_line(run[0]), seconds=round(seconds, 1)) | found
+        (folder / "finished").write_text(str(seconds))
         if not any(f"{{{run[0]}}}/step_" in line for line in self.settings.values()):
             for checkpoint in folder.glob("step_*"):  # to resume; of Qwen2.5-0.5B 8 GB
                 shutil.rmtree(checkpoint)
@@ -356,9 +344,8 @@ class Experiments:
 
     def run_all(self, todo: list[tuple], jobs: int) -> list[str]:
         """Run them, `jobs` at a time -> one line for each run that failed, or that needs one that failed."""
-        for run in filter(self.has_folder, list(todo)):  # finished, but not in the file of results
-            if not self.end(run):
-                todo.remove(run)
+        seconds = lambda run: float((self.folder(run) / "finished").read_text() or 0)
+        todo = [run for run in todo if not self.has_folder(run) or self.end(run, 0, seconds(run))]  # only read those
         if todo:
             minutes = self.seconds(todo) / jobs / 60
             print(f"{len(todo)} runs are missing; {jobs} at a time they take about {minutes:.0f} minutes", flush=True)
@@ -372,15 +359,16 @@ class Experiments:
                         if failed:
                             failures[run] = f"needs {failed[0][0]} seed {failed[0][1]}"
                         elif not missing and len(running) < jobs:
-                            running[run] = self.start(run, threads), time.time() - self.took(run)
+                            process, note = self.start(run, threads), self.folder(run).with_suffix(".seconds")
+                            running[run] = process, time.time() - (float(note.read_text()) if note.exists() else 0)
                         if run in failures or run in running:
                             waiting.remove(run)
                     bar.set_postfix_str(", ".join(f"{name} {seed}" for name, seed in running))
                     time.sleep(0.2)
                     for run in [run for run, (process, _) in running.items() if process.poll() is not None]:
                         process, began = running.pop(run)
-                        name, seconds = f"{run[0]} seed {run[1]}", self.took(run, began)
-                        if reason := self.end(run, process.returncode):
+                        name, seconds = f"{run[0]} seed {run[1]}", time.time() - began
+                        if reason := self.end(run, process.returncode, seconds):
                             failures[run] = reason
                             tqdm.write(f"failed: {name}: {reason}", file=sys.stderr)
                         elif bar.disable:  # no terminal: a line in place of the bar
@@ -391,5 +379,5 @@ class Experiments:
                 process.terminate()
             for run, (process, began) in running.items():
                 process.wait()
-                self.took(run, began)
+                self.folder(run).with_suffix(".seconds").write_text(str(time.time() - began))
         return [f"{name} seed {seed}: {reason}" for (name, seed), reason in failures.items()]

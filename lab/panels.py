@@ -1,7 +1,5 @@
 """The panels of the lab's figures."""
 
-from textwrap import fill
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -22,15 +20,12 @@ def draw_panels(panels, out):
 def draw_seeds(ax, lines):
     """Draw a line for the mean over seeds, and a band of one standard deviation: {label: (x [K], values [seeds, K])}.
 
-    x may be [seeds, K] too. Then the line is the mean of both, and there is no band. A label that begins with _ stands
-    for a thin line, which the legend does not name."""
+    x may be [seeds, K] too. Then the line is the mean of both, and there is no band."""
     for (label, (x, values)), look in zip(lines.items(), LOOKS):
         x, values = np.array(x), np.array(values)
         mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0 * values[0]
-        style = dict(markevery=max(1, len(mean) // 8), ms=5, lw=1.8) | look
-        if label.startswith("_"):
-            style = dict(lw=0.8, color="black")
-        ax.plot(x if x.ndim == 1 else x.mean(0), mean, label=label, **style)
+        style = dict(markevery=max(1, len(mean) // 8), ms=5, lw=1.8, label=label)
+        ax.plot(x if x.ndim == 1 else x.mean(0), mean, **style, **look)
         if x.ndim == 1:
             ax.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, lw=0)
 
@@ -54,4 +49,4 @@ def draw_groups(ax, groups):
                 ax.bar(x, np.mean(values), 0.9 * width, color=look["color"], alpha=0.7, label=label if first else None)
                 ax.plot([x] * len(values), values, "o", color="black", ms=2.5)
     ax.axhline(0, color="black", lw=0.8)
-    ax.set_xticks(range(len(groups)), [fill(label, 64 // (len(groups) + 1)) for label in groups])
+    ax.set_xticks(range(len(groups)), list(groups))

@@ -129,12 +129,12 @@ CLAIMS = [
         ("accuracy gained by GRPO, SmolLM2", "> 0", lambda smollm_grpo: gain(smollm_grpo)),
         ("accuracy gained by RAFT++, SmolLM2", "> 0", lambda smollm_raft_pp: gain(smollm_raft_pp))],
         "that accuracy rises could hardly fail, and ten steps see only the beginning of the paper's comparison; each "
-        "model has its own problems and rate, chosen with GRPO on other seeds and used for RAFT++ too", 3),
+        "model has its own problems and rate, chosen with GRPO on other seeds and used for RAFT++ too"),
     Claim(43, "real", "Spurious rewards, figure 1", "random and format rewards move Qwen, not SmolLM2", [
         ("accuracy gained by random rewards, Qwen", "> 0", lambda qwen_random: gain(qwen_random)),
         ("accuracy gained by the format, Qwen", "> 0", lambda qwen_format: gain(qwen_format)),
         ("accuracy gained by random rewards, SmolLM2", "within 0.05", lambda smollm_random: gain(smollm_random)),
         ("accuracy gained by the format, SmolLM2", "within 0.05", lambda smollm_format: gain(smollm_format))],
         "10 steps of 64 responses, not 300 of 1,024; an instruct model for code, not a base model for mathematics; "
-        "before, a sixth (Qwen) and a third (SmolLM2) of the responses had no box, so rewarding it is not spurious", 3),
+        "before, a sixth (Qwen) and a third (SmolLM2) of the responses had no box, so rewarding it is not spurious"),
 ]

@@ -2,8 +2,6 @@ r"""More small models and problems, made with core/tiny.py, to repeat claims of 
 
 `python lab/worlds.py NAME --seed S --out FOLDER` writes FOLDER/final, which exists only when it is complete. NAME is:
 
-habit-good    models/tiny, trained on until two thirds of its responses use python, its better style
-habit-bad     the same of models/tiny-badcode, whose python is the worse style
 teacher       models/tiny, trained on solutions without an error, since errors are what holds its student back
 countdown     no model: train.jsonl and test.jsonl with problems for the next four, for --check lab/worlds.py
 prime-right   models/tiny, trained to solve countdown by search: it tries orders and verifies them (arXiv 2503.01307)
@@ -24,7 +22,6 @@ import json
 import random
 import re
 import sys
-from functools import partial
 from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
@@ -98,10 +95,10 @@ def check(response: str, problem: dict) -> float:
     return float("".join(order) == boxes[-1] and sorted(order) == sorted(given) and values(start, order)[-1] == target)
 
 
-def tune(pairs: list[tuple[str, str]], steps: int, lr: float, out: Path, name="tiny"):
-    """Supervised fine-tuning of models/NAME on pairs (problem, solution)."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "models" / name)
-    model = Qwen2ForCausalLM.from_pretrained(ROOT / "models" / name, dtype="float32")
+def tune(pairs: list[tuple[str, str]], steps: int, lr: float, out: Path):
+    """Supervised fine-tuning of models/tiny on pairs (problem, solution)."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "models" / "tiny")
+    model = Qwen2ForCausalLM.from_pretrained(ROOT / "models" / "tiny", dtype="float32")
     list(tiny.fit(model, tokenizer, pairs, steps, lr, warmup=20))
     tiny.save(model, tokenizer, out)
 
@@ -110,13 +107,6 @@ def teach(out: Path, seed: int = 0, steps: int = 120):
     """The teacher. It sees 64 solutions per step, of up to eight operations, and all are right."""
     rng, rows = random.Random(f"teacher {seed}"), tiny.problems("wide", steps * 64, seed)
     tune([(row["problem"], tiny.solution(row["problem"], "steps", 0.0, rng)) for row in rows], steps, 1e-3, out)
-
-
-def accustom(name: str, out: Path, seed: int = 0, steps: int = 150):
-    """models/NAME with a habit: it sees half as many solutions in words, so two thirds of its responses are python."""
-    rng = random.Random(f"habit {seed}")
-    pairs = [pair for pair in tiny.corpus(name, 2 * steps * 64, seed) if "python" in pair[1] or rng.random() < 0.5]
-    tune(pairs[: steps * 64], steps, 5e-4, out, name)
 
 
 def prime(kind: str, out: Path, seed: int = 0, steps: int = 450):
@@ -166,7 +156,6 @@ def checkpoints(out: Path, seed: int = 0, steps: int = 300, n: int = 200):
 
 
 WORLDS = {"teacher": teach, "countdown": files, "checkpoints": checkpoints, "benchmarks": benchmarks}
-WORLDS |= {"habit-good": partial(accustom, "tiny"), "habit-bad": partial(accustom, "tiny-badcode")}
 WORLDS |= {f"prime-{k}": lambda out, seed, k=k: prime(k, out, seed) for k in ("right", "wrong", "direct", "dots")}
 
 

@@ -18,12 +18,9 @@ from helpers import ROOT, output_of, start
 
 import common
 import lab.__main__
-import grpo
-import raft_pp
-import torch
-from lab import claims, real, report, why
-from lab.experiments import Experiments, digest, each, grades, of_style, pack, pass_at, read_results, scatter, unpack
-from lab.verdicts import seeds_for, t_quantile, t_tail, verdict
+from lab import claims, real, report
+from lab.experiments import Experiments, digest, each, grades, of_style, pack, pass_at, read_results, unpack
+from lab.verdicts import t_quantile, t_tail, verdict
 
 LAB = ROOT / "lab/results.json"
 
@@ -62,25 +59,13 @@ def test_a_difference_of_two_standard_errors_is_shown_in_a_third_of_the_cases_by
     assert verdicts(2, 0, math.inf, seeds=20)["holds"] == pytest.approx(0.48, abs=0.04)
 
 
-@pytest.mark.parametrize("spread", [0.5, 1, 2])
-def test_the_seeds_that_are_called_needed_decide_in_four_of_five_cases_and_fewer_do_not(spread):
-    for sides, region, mean in ((1, (0, math.inf), 1), (2, (-1, 1), 0)):
-        seeds, error = seeds_for(spread, 1, sides), spread / math.sqrt(seeds_for(spread, 1, sides))
-        low, high = (border / error for border in region)
-        given = [verdicts(mean / error, low, high, n)["holds"] for n in (seeds, max(2, seeds // 2))]
-        assert 0.75 < given[0] and given[1] < given[0]
-    assert seeds_for(spread, 1, 1) <= seeds_for(spread, 1, 2) and seeds_for(100, 0.1, 1) == 1000
-
-
-def test_a_difference_too_small_to_matter_fails_and_its_own_border_is_guarded_too():
-    values = [0.001, 0.002, 0.003, 0.0]  # mean 0.0015, interval -0.0006 to 0.0036
-    assert verdict(values, 0)["verdict"] == verdict(values, 0, matters=0.003)["verdict"] == "undecided"
-    assert verdict(values, 0, matters=0.02)["verdict"] == "fails" and verdict(values, 0, matters=0.02)["p"] < 0.001
-    assert verdict([-x for x in values], -math.inf, 0, 0.02)["verdict"] == "fails"
-    assert verdict([0.01, 0.011, 0.012], 0, matters=0.02)["verdict"] == "holds"  # clearly positive, however small
-    rng = np.random.default_rng(0)  # if the difference is just what matters, one case in forty is a failure
-    given = [verdict(x, 0, matters=3)["verdict"] for x in rng.normal(3, 5**0.5, (2000, 5))]
-    assert given.count("fails") / 2000 <= 0.025 + LUCK
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_what_is_called_detectable_is_shown_in_four_of_five_cases(seeds):
+    error = t_quantile(0.05, seeds - 1) + t_quantile(0.4, seeds - 1)  # in standard errors, here 1
+    assert verdicts(error, 0, math.inf, seeds)["holds"] == pytest.approx(0.8, abs=0.06)
+    rng = np.random.default_rng(1)
+    stated = [verdict(values, 0)["detectable"] for values in rng.normal(0, seeds**0.5, (2000, seeds))]
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(error, rel=0.05)
 
 
 def test_equivalence_holds_inside_a_wide_margin_fails_outside_it_and_is_open_in_a_narrow_one():
@@ -122,17 +107,8 @@ def test_there_are_34_claims_and_9_on_real_models_each_about_settings_that_exist
         assert one.paper in report.PAPERS and one.parts
         assert set(report.needs(one)) <= set(real.SETTINGS if one in real.CLAIMS else claims.SETTINGS), one.number
         for _, criterion, _ in one.parts:
-            low, high, matters = report.region(criterion)
-            assert low < high and matters >= 0
-            decided_before = one.number in (16, 28, 33, 34) or one in real.CLAIMS
-            assert report.size(criterion) > 0 or decided_before, one.number
-
-
-@pytest.mark.parametrize("criterion, region, size", [
-    ("> 0, 0.02 matters", (0, math.inf, 0.02), 0.02), ("< 0, 1 matters", (-math.inf, 0, 1), 1),
-    ("> -0.02", (-0.02, math.inf, 0), 0.02), ("within 1e-9", (-1e-9, 1e-9, 0), 1e-9), ("> 0", (0, math.inf, 0), 0)])
-def test_a_criterion_is_a_region_and_a_size(criterion, region, size):
-    assert report.region(criterion) == region and report.size(criterion) == size
+            low, high = report.region(criterion)
+            assert low < high
 
 
 def commands(model="tiny"):
@@ -149,8 +125,6 @@ def test_each_settings_flags_are_those_of_its_script(model, monkeypatch):
         if "worlds" in script:
             assert flags[0] in importlib.import_module("lab.worlds").WORLDS
             continue
-        if "why" in script:
-            script = importlib.import_module("lab.why").VARIANTS[flags.pop(0)][0].__name__ + ".py"
         module = importlib.import_module(script.removesuffix(".py"))
         monkeypatch.setattr(sys, "argv", [script])
         cfg = common.parse(module.Config, "", [*flags, "--seed=3", "--out=x"])
@@ -161,31 +135,10 @@ def test_for_another_model_only_what_does_not_need_the_built_in_world_is_run():
     settings = commands("qwen2.5-math-1.5b")
     assert "raft_pp" in settings and "true_good" in settings and "--data numina-math" in settings["grpo"]
     assert not {"true_bad", "search_right", "teacher", "late_wait"} & settings.keys()
-    assert not any("@" in name or "--lr" in line for name, line in settings.items())
-
-
-def test_a_setting_has_the_best_rate_of_its_grid_or_that_of_the_setting_it_names():
-    lines = commands()
-    for name, tried in claims.RATES.items():
-        best = [rate.strip("*") for rate in tried.split() if "*" in rate]
-        assert len(best) == 1 and lines[name] == lines[f"{name}@{best[0]}"], name
-        others = [rate for rate in tried.replace("*", "").split() if f"--lr {rate}" in lines[f"{name}@{rate}"]]
-        assert len(others) == len(tried.split()) >= 3
-    assert lines["grpo_kl"].endswith(lines["grpo_long"].split()[-1])
-    assert not any(re.search(r"--lr [a-z]", line) for line in lines.values())
-
-
-def test_the_rates_with_a_star_are_those_that_were_best_on_the_tuning_seeds():
-    results = read_results(LAB)
-    for name, tried in claims.RATES.items():
-        found = {rate: np.mean([results[f"{name}@{rate.strip('*')}/{seed}"]["evals"][-1]["accuracy"]
-                                for seed in claims.TUNING_SEEDS]) for rate in tried.split()}
-        best = next(rate for rate in found if found[rate] > max(found.values()) - 0.005)
-        assert "*" in best and best not in (list(found)[0], list(found)[-1]), name  # and not at the grid's edge
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["44"], "give claims, 1 to 43"), (["x"], "all, real or tune"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
+    (["44"], "give claims, 1 to 43"), (["x"], "1 to 43, all or real"), (["1", "--seeds", "0-"], "--seeds 5 or 10-14"),
     (["1", "--seeds", "0"], "--seeds 5 or 10-14"), (["1", "--seeds", "14-10"], "--seeds 5 or 10-14"),
     (["1", "--jobs", "0"], "--jobs 1 or more"), (["1", "--sedes", "3"], "--help lists the flags")])
 def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
@@ -193,33 +146,6 @@ def test_bad_arguments_are_one_line(arguments, says, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         lab.__main__.main()
     assert left.value.code == 2 and says in capsys.readouterr().err
-
-
-def test_the_variants_that_explain_differ_from_their_algorithm_in_one_thing():
-    rewards = torch.tensor([[1.0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
-    usual, keep = grpo.advantages(rewards, grpo.Config())
-    adv, same = why.positive(rewards, grpo.Config())
-    assert (adv == usual.clamp(min=0)).all() and adv.max() > 0 and usual.min() < 0 and (same == keep).all()
-    adv, keep = why.mixed(rewards, raft_pp.Config())
-    assert keep.tolist() == [[True, False, False, True], [False] * 4, [False] * 4] and (adv == 1).all()
-
-
-def test_a_setting_has_as_many_seeds_as_the_claims_that_need_it(monkeypatch):
-    few, many = claim("> 0")._replace(seeds=3), claim("> 0")._replace(seeds=7)
-    assert report.seeds_of([few, many, few]) == dict(run=list(range(7)))
-    assert report.seeds_of([few, many], [10, 11]) == dict(run=[10, 11])
-    results = {f"run/{seed}": dict(accuracy=0.5 + seed / 100) for seed in range(20)}
-    assert [report.judge(one, results)["parts"][0]["n"] for one in (few, many)] == [3, 7]
-
-
-def test_the_power_of_what_is_measured_alike_is_pooled_and_follows_from_the_tuning_seeds():
-    measures = [("accuracy, one", "> 0, 0.02 matters", lambda a: a["accuracy"]),
-                ("accuracy, two", "> 0, 0.02 matters", lambda b: b["accuracy"])]
-    results = {"a/100": dict(accuracy=0.1), "a/101": dict(accuracy=0.1), "b/100": dict(accuracy=0.1),
-               "b/101": dict(accuracy=0.12), "a/0": dict(accuracy=9), "b/0": dict(accuracy=-9)}
-    row = report.power([claims.Claim(1, "limit", "", "", measures)], results).splitlines()[-1]
-    pooled = math.sqrt((0 + 0.02**2 / 2) / 2)  # 0 and 0.0141
-    assert row == f"| accuracy | 1 | 2 | {pooled:.3g} | 0.02 | {seeds_for(pooled, 0.02, 1)} | 10 |"
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -250,22 +176,6 @@ def test_the_digest_of_an_evaluation_by_hand(tmp_path):
     assert found["examples"] == [dict(problem="0+1", gold="1", response="python 1 wait\n\\boxed{1}", correct=True)]
 
 
-def test_the_digest_of_a_training_run_by_hand(tmp_path):
-    rows = [row("1+2", 0, True), row("1+2", 1, False), row("1*2-3", 0, True), row("1*2-3", 1, True)]
-    for step in (0, 30):
-        (tmp_path / f"eval/step_{step:06d}").mkdir(parents=True)
-        (tmp_path / f"eval/step_{step:06d}/test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    names = "accuracy entropy kl clip_low clip_high kept length"
-    lines = [dict(step=0)] + [dict.fromkeys(names.split(), step / 10) | dict(step=step) for step in (1, 2)]
-    lines += [dict.fromkeys(names.split()) | dict(step=3, accuracy=0, entropy=0)]  # all updates were skipped
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    found = digest(tmp_path)
-    assert found["curves"] == dict.fromkeys(("accuracy", "entropy"), [0.1, 0.2, 0.0])
-    assert (found["clip_low"], found["length"]) == (0.15, 0.15) and len(found["evals"]) == 2
-    assert found["evals"][-1]["accuracy"] == 0.75 and found["by_operations"] == {"2": 0.5, "3": 1.0}
-    assert found["contributions"]["python to python"] is None  # nothing was gained
-
-
 def test_two_right_and_three_wrong_responses_are_kept_as_examples(tmp_path):
     rows = [row(i, j, i < 4 and j == 0, tokens=j) for i in range(8) for j in range(2)]
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
@@ -287,12 +197,6 @@ def test_two_conditions_are_compared_problem_by_problem_whatever_their_samples()
     assert real.change(a, b).tolist() == [0.25, 0.25]
     assert real.change(a, b, "uses_python").tolist() == [0, -0.5]
     assert real.solved(a).tolist() == [1, 0]
-
-
-def test_scatter_of_means_of_k_samples_by_hand():
-    run = record([[1, 1, 0, 0, 1], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]])  # two problems; the third is no whole set
-    assert scatter(run, 2) == pytest.approx(np.std([1, 0.5, 0, 0, 1], ddof=1))
-    assert scatter(run, 2, k=2) == pytest.approx(np.std([0.75, 0], ddof=1))
 
 
 def test_scatter_over_chance_by_hand_and_of_independent_seeds():
@@ -487,7 +391,7 @@ def test_the_report_is_in_docs_however_the_committed_results_are_named(monkeypat
 
 
 def test_the_results_are_small_complete_and_made_by_the_present_settings():
-    assert LAB.stat().st_size <= 2_000_000
+    assert LAB.stat().st_size <= 1_000_000
     one = Experiments(commands(), LAB, Path("out"))
     assert one.results
     for key, record in one.results.items():
