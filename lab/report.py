@@ -421,9 +421,10 @@ def claim_rows(claim, one: dict) -> list[str]:
     holm_p = f"{one['holm']:.3f}" if "holm" in one else "-"
     rows = [f"| {claim.number} | **{claim.text}** ({claim.source}) | | | **{one['verdict']}** | {holm_p} |"]
     for part in one["parts"]:
-        open_one = part["verdict"] == "undecided" and part["n"] > 1 and size(part["criterion"])
-        needed = seeds_needed(part["criterion"], part["spread"]) if open_one else 0
-        short = f"; {needed} seeds would show it" if needed > part["n"] else "; near a border" if open_one else ""
+        short = ""
+        if part["verdict"] == "undecided" and part["n"] > 1 and size(part["criterion"]):
+            needed = seeds_needed(part["criterion"], part["spread"])
+            short = f"; {needed} seeds would show it" if needed > part["n"] else "; near a border"
         rows.append(f"| | {part['label']} {part['criterion']} | {value(part)}{short} | {part.get('n', 0)} | "
                     f"{part['verdict']} | |")
     return rows
