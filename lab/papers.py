@@ -101,42 +101,58 @@ accuracy, and in KL rather below it than above."""
 OPENING = """
 # The lab: do the papers' claims hold on a laptop?
 
-Written by `python -m lab --report` from lab/results.json. To change this page, change lab/claims.py, lab/papers.py or
-lab/report.py. `python -m lab 17 --results out/mine.json --out out/mine` repeats claim 17 from nothing; with `all` in
-place of 17, it repeats those of sections 1 to 7.
+Of {claims} claims: {tally}. This is a small world: models of 0.7 million parameters and nested sums (but for section 8,
+which has real models). So a verdict says whether a claim carries over to this world, not whether it is true in the
+paper's.
 
-Of {claims} claims: {tally}. What it took, in hours of one process (two at a time on two cores: half of that): {counted}
-for the verdicts, {tuning} for tuning, {again} to repeat some claims. Section 8 has real models.
+What it took, in hours of one process (two at a time on two cores: half of that): {counted} for the verdicts, {tuning}
+for tuning, {again} to repeat some claims. Written by `python -m lab --report` from lab/results.json. `python -m lab 17
+--results out/mine.json --out out/mine` repeats claim 17 from nothing; with `all` in place of 17, it repeats those of
+sections 1 to 7.
 
-The seed is the unit. Differences are taken between runs of the same seed, and the interval is the 95 % one of Student's
-t over seeds. A part **holds** if its interval lies where the criterion says, however near to the border. It **fails**
-if the interval lies elsewhere. It also fails if the interval leaves the sign open and excludes a difference that
-matters ("0.03 matters"). Otherwise it is **undecided**. Then the row says how many seeds would show a difference that
-matters in 80 % of the cases. A claim holds if all of its parts hold, and fails if one fails. Equivalence ("within") is
-judged by the same interval, so by two one-sided tests at 2.5 %. The last column is the p-value of the part that
-decides, adjusted by Holm's method over all sampled claims, those of section 8 apart. (If parts fail, the smallest p
-counts as often as there are parts.) `computed` ones need no samples. The verdicts are not adjusted. The base and the
-test problems are the same for all seeds, so no interval speaks of other bases.
+## How a verdict is made
 
-But for section 8, all models have 0.7 million parameters and all problems are nested sums. So a verdict says whether a
-claim carries over to this world, not whether it is true in the paper's. Criteria, seeds and sizes were chosen after
-the first report and on tuning seeds, and committed before a number of these runs was looked at. (Claims 16, 33 and 34
-are those of the first report. Section 8: lab/real.py says how.) The sentences after the
-counts under "We see" were written by hand, for these results."""
+The seed is the unit. Differences are taken between runs of the same seed. The interval is the 95 % interval of their
+mean, by Student's t over seeds. A claim has parts, each with a criterion such as "> 0, 0.03 matters":
+
+- A part **holds** if its whole interval lies where the criterion says, however near to the border.
+- It **fails** if the whole interval lies elsewhere. It also fails if the interval leaves the sign open and excludes
+  every difference that matters (here 0.03).
+- Else it is **undecided**. Then its row says how many seeds would show what matters in 80 % of the cases.
+
+A claim holds if all of its parts hold, and fails if one fails. `computed` parts need no samples.
+
+Equivalence ("within") is judged by the same interval, so by two one-sided tests at 2.5 %. The last column is the
+p-value of the part that decides, adjusted by Holm's method over all sampled claims, those of section 8 apart. (If parts
+fail, the smallest p counts as often as there are parts.) The verdicts are not adjusted. The base and the test problems
+are the same for all seeds, so no interval speaks of other bases.
+
+Criteria, seeds and sizes were chosen after the first report and on tuning seeds, and committed before a number of these
+runs was looked at. (Claims 16, 33 and 34 are those of the first report. Section 8: lab/real.py says how.) The sentences
+after the counts under "We see" were written by hand, for these results."""
 
 TUNED = """
 ## How it was made fair
 
-Each method has the best learning rate of a grid. `python -m lab tune` tries the rates of this table, with seeds 100 and
-101, which no verdict uses, but on the same test problems. Accuracy is that of the last evaluation: mean ± standard
+Each method has the best learning rate of a grid. `python -m lab tune` tries the rates of the next table, with seeds 100
+and 101, which no verdict uses, but on the same test problems. Accuracy is that of the last evaluation: mean ± standard
 deviation of the two seeds. Of two rates that are less than half a point apart, which two seeds can't tell, the lower
 one counts as better. Where the best rate was the lowest or the highest, the next one was tried as well.
 
-Settings that differ from a method in one detail have its rate, as `--lr` in lab/claims.py says: `sequence`, `constant`
-and two variants of section 1 that of `grpo`, `distilled` that of `raft`, `grpo_kl` and `raft_pp_same` that of
-`grpo_long`, `clip_higher` that of `raft_pp_clipped`, all rewards that of `true_good`. PPO's critic has ten times the
-rate. WIDE, LONG, MANY, CLIPPED,
-HIGHER and PLAIN are explained in [lab/claims.py](../lab/claims.py)."""
+The words in capitals are the regimes. A step has 64 problems with 4 responses each.
+
+| word | operations in a problem | updates per step | steps | clip |
+|---|---|---|---|---|
+| WIDE | 2 to 8 | 2 | 30 | 0.2 |
+| LONG | 2 to 8 | 2 | 150 | 0.2 |
+| MANY | 2 to 8 | 8 | 30 | 0.2 |
+| CLIPPED | 2 to 8 | 8 | 30 | 0.02 |
+| PLAIN | 2 to 5 | 8 | 30 | 0.02 |
+
+Settings that differ from a method in one detail have its rate, as `--lr` in [lab/claims.py](../lab/claims.py) says:
+`sequence`, `constant`, `grpo_positive` and `grpo_no_std` that of `grpo`; `raft_pp_mixed` that of `raft_pp`; `distilled`
+that of `raft`; `grpo_kl` and `raft_pp_same` that of `grpo_long`; `clip_higher` that of `raft_pp_clipped`; all rewards
+that of `true_good`. PPO's critic has ten times the rate of its policy."""
 
 CLIP = """
 Where a claim is about the clip, it has to bind. So there are 8 updates per rollout, and a token whose ratio is beyond
