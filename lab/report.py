@@ -160,7 +160,10 @@ def spurious(runs):
 
 
 def clipping(runs):
-    panels = training(runs, CLIPPING, "accuracy", "entropy")
+    updates = lambda lines: {label: (np.array(x) * (8 if label.startswith("8") else 1), values)
+                             for label, (x, values) in lines.items()}
+    panels = [(draw, updates(lines), title, "optimizer updates", unit)
+              for draw, lines, title, _, unit in training(runs, CLIPPING, "accuracy", "entropy")]
     groups = bars(runs, CLIPPING, {"python": lambda run: gain(run, "python")})
     return [*panels, (draw_groups, groups, "share of the python style", "", "after - before")]
 
@@ -246,7 +249,7 @@ FIGURES = [  # name, paper, what draws it, caption
     ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
     ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
     ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one, and "
-     "for one where it is the worse"),
+     "for one where it is the worse. With random rewards, both use python in 70 % of their responses"),
     ("clipping", "spurious", clipping, "Random rewards, with and without clip and off-policy updates"),
     ("flows", "spurious", flows, "Strategy before and after: contributions to the gain"),
     ("passes", "limit", passes, "pass@k of the base, of GRPO at three moments, and of distillation"),

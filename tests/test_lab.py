@@ -204,6 +204,27 @@ def test_the_variants_that_explain_differ_from_their_algorithm_in_one_thing():
     assert keep.tolist() == [[True, False, False, True], [False] * 4, [False] * 4] and (adv == 1).all()
 
 
+def test_the_characters_of_a_response_that_decide_are_named():
+    early = why.kinds("(7+5)*3-8", text := "python\n7+5 #12\n12*3 #37\n\\boxed{37}")
+    assert early == {0: "python", text.index("12"): "right value", text.index("12") + 1: "right value",
+                     text.index("37"): "wrong value", text.index("37") + 1: "wrong value",
+                     text.index("\\"): "box too early"}
+    assert why.kinds("7+5", "7+5=12 wait 13\n\\boxed{13}")[15] == "box in time"
+
+
+def test_what_a_model_finds_more_likely_than_the_base_is_zero_for_the_base_itself(tmp_path, capsys):
+    (tmp_path / "eval/step_000000").mkdir(parents=True)
+    (tmp_path / "final").symlink_to(ROOT / "models/tiny")
+    rows = [row("7+5", 0, True, "7+5=12\n\\boxed{12}"), row("9-2", 0, False, "python\n9-2 #6\n\\boxed{6}")]
+    text = "".join(json.dumps(one | dict(problem=one["problem"][:3])) + "\n" for one in rows)
+    (tmp_path / "eval/step_000000/tiny-wide-test.jsonl").write_text(text)
+    why.tokens([tmp_path])
+    lines = [line.rsplit(None, 3) for line in capsys.readouterr().out.splitlines()]
+    assert [(kind, int(n)) for kind, n, *_ in lines] == [
+        ("box in time", 2), ("other", 22), ("python", 1), ("right value", 2), ("wrong value", 1)]
+    assert all(float(base) < 0 and float(change) == 0 for _, _, base, change in lines)
+
+
 def test_a_setting_has_as_many_seeds_as_the_claims_that_need_it(monkeypatch):
     few, many = claim("> 0")._replace(seeds=3), claim("> 0")._replace(seeds=7)
     assert report.seeds_of([few, many, few]) == dict(run=list(range(7)))
