@@ -62,17 +62,17 @@ def main():
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was")
         raise SystemExit(130) from None
-    found = {}
+    found, results = {}, runs.of_today()
     for section in sections.values():  # each is judged for itself
-        found |= report.judge_all(section, runs.results, seeds)
+        found |= report.judge_all(section, results, seeds)
     for claim in asked or claims:
         print(f"{claim.number:2}  {found[claim.number]['verdict']:9}  {claim.text}")
         for part in found[claim.number]["parts"] if asked else ():
             print(f"    {part['verdict']:9}  {part['label']}: {report.value(part)} ({part['criterion']})")
     if "tune" in args.claims:
-        print(report.rates(runs.results))
+        print(report.rates(results))
     if args.report:
-        report.write(file, claims, found, runs.results, seeds)
+        report.write(file, claims, found, results, seeds)
     if failures:
         fail(f"{len(failures)} of {len(todo)} runs failed; the same command tries them again:\n" + "\n".join(failures))
 

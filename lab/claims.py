@@ -18,7 +18,7 @@ from lab.experiments import (accuracy, at, by_chance, early, gain, last, late, l
 # ============================================================================================== the two tables
 # Words in capitals stand for flags that depend on the model: see flags(). `--lr NAME`: the best rate of NAME, in RATES.
 # WIDE trains on problems of which the base solves a quarter, and some of them never. On PLAIN it solves half.
-# WIDE makes 2 updates per rollout, as the paper does. LONG is five times as long.
+# WIDE makes 2 updates per rollout, near what the paper did (its unit is not stated). LONG is five times as long.
 # CLIPPED makes 8 updates per rollout and has a narrow clip, which binds on 1 % of the tokens. So does PLAIN.
 SETTINGS = {
     # the algorithms
@@ -215,22 +215,22 @@ def pull_back(seed: int, clip: bool, groups=4000, n=16) -> float:
 CLAIMS = [
     Claim(1, "minimalist", "table 1", "RAFT++ is at least as good as RAFT", [
         ("final accuracy, RAFT++ - RAFT", "> -0.03", lambda raft_pp, raft: last(raft_pp) - last(raft)),
-        ("accuracy after 8 updates per rollout, RAFT++ with a narrow clip - RAFT", "> -0.05",
+        ("final accuracy with 8 updates per rollout, RAFT++ with a narrow clip - RAFT", "> -0.05",
          lambda raft_pp_clipped, raft_many: last(raft_pp_clipped) - last(raft_many))]),
     Claim(2, "minimalist", "figure 2", "without the clip RAFT++ is worse, even than RAFT", [
-        ("accuracy after 8 updates per rollout, RAFT++ - without clip", "> 0, 0.05 matters",
+        ("final accuracy with 8 updates per rollout, RAFT++ - without clip", "> 0, 0.05 matters",
          lambda raft_pp_clipped, no_clip: last(raft_pp_clipped) - last(no_clip)),
-        ("accuracy after 8 updates per rollout, RAFT - RAFT++ without clip", "> 0, 0.05 matters",
+        ("final accuracy with 8 updates per rollout, RAFT - RAFT++ without clip", "> 0, 0.05 matters",
          lambda raft_many, no_clip: last(raft_many) - last(no_clip))],
-        "8 updates per rollout, and a ratio between 0.98 and 1.02"),
+        "8 updates per rollout, and a ratio between 0.98 and 1.02; the paper shows training reward"),
     Claim(3, "minimalist", "figures 1, 3", "RAFT++ learns faster early, its entropy collapses, GRPO passes it late", [
         ("training accuracy, first third, RAFT++ - GRPO", "> 0, 0.03 matters",
          lambda raft_pp_long, grpo_long: early(raft_pp_long, "accuracy") - early(grpo_long, "accuracy")),
         ("entropy, after the first third, RAFT++ / GRPO - 1", "< 0, 0.1 matters",
          lambda raft_pp_same, grpo_long: mean(raft_pp_same, "entropy", 1 / 3) / mean(grpo_long, "entropy", 1 / 3) - 1),
-        ("accuracy after 150 steps, GRPO - RAFT++", "> 0, 0.07 matters",
+        ("final accuracy of 150 steps, GRPO - RAFT++", "> 0, 0.07 matters",
          lambda grpo_long, raft_pp_long: last(grpo_long) - last(raft_pp_long))],
-        "150 steps, not 250; accuracies at each method's best rate, entropies at the same rate"),
+        "150 steps, not 250; accuracies at each method's best rate (1e-4 and 5e-5), entropies at the same rate, 5e-5"),
     Claim(4, "minimalist", "figure 3", "early, RAFT++ moves away from the initial policy faster than GRPO", [
         ("KL, first third, RAFT++ / GRPO - 1", "> 0, 0.2 matters",
          lambda raft_pp_same, grpo_long: early(raft_pp_same, "kl") / early(grpo_long, "kl") - 1)],
@@ -263,22 +263,22 @@ CLAIMS = [
     Claim(11, "others", "Dr. GRPO, section 3", "dividing by each response's own length lets wrong answers grow", [
         ("length of wrong answers, in the end, own length - constant", "> 0, 2 matters",
          lambda sequence, constant: last(sequence, "length_wrong") - last(constant, "length_wrong"))],
-        "our problems set the length of a solution, up to its style"),
+        "our problems set the length of a solution, up to its style; responses that were cut off are left out"),
     Claim(12, "others", "Dr. GRPO, section 3", "that division makes a token's weight 1 / length, a constant does not", [
-        ("weight in 10 tokens / in 40, own length, - 4", "within 1e-6", lambda: weight_ratio("sequence") - 4),
-        ("weight in 10 tokens / in 40, constant, - 1", "within 1e-6", lambda: weight_ratio("constant") - 1)]),
+        ("weight in 10 tokens / in 40, own length, minus 4", "within 1e-6", lambda: weight_ratio("sequence") - 4),
+        ("weight in 10 tokens / in 40, constant, minus 1", "within 1e-6", lambda: weight_ratio("constant") - 1)]),
     Claim(13, "sober", "section 3", "on m problems chance scatters the accuracies of seeds by 1 / sqrt(m)", [
-        ("scatter / sqrt(mean of p_i (1 - p_i) / m) - 1, m = 24", "within 0.1",
+        ("scatter / sqrt(mean of p_i (1 - p_i) / m), m = 24, minus 1", "within 0.1",
          lambda base_256: scatter(base_256, 24) / by_chance(base_256, 24) - 1),
-        ("exponent of the scatter in m, m = 3 to 48, + 1/2", "within 0.1",
+        ("exponent of the scatter in m, m = 3 to 48, plus 1/2", "within 0.1",
          lambda base_256: slope([3, 6, 12, 24, 48], [scatter(base_256, m) for m in (3, 6, 12, 24, 48)]) + 0.5)],
         "seeds of the evaluation alone: 256 samples stand for 256 seeds, so 13 and 14 check our sampler; p_i is the "
         "chance to solve problem i; with the mean chance p the paper's sqrt(p (1 - p) / m) is larger"),
     Claim(14, "sober", "section 3", "the mean over K seeds scatters by 1 / sqrt(K)", [
-        ("exponent of the scatter in K, K = 1 to 10, + 1/2", "within 0.05",
+        ("exponent of the scatter in K, K = 1 to 10, plus 1/2", "within 0.05",
          lambda base_256: slope(range(1, 11), [scatter(base_256, 30, k) for k in range(1, 11)]) + 0.5)],
         "seeds of the evaluation alone; 30 problems, and disjoint groups of K samples"),
-    Claim(15, "sober", "section 5", "wrong answers are longer than right ones, also among those not cut off", [
+    Claim(15, "sober", "section 5", "wrong answers are longer than right ones, even among those not cut off", [
         ("length, of wrong - of right, base", "> 0, 1 matters",
          lambda base_256: base_256["length_wrong"] - base_256["length_right"]),
         ("length, of wrong - of right, after GRPO", "> 0, 1 matters",
@@ -289,7 +289,7 @@ CLAIMS = [
          lambda base_chat, no_template: accuracy(base_chat) - accuracy(no_template)),
         ("accuracy, full - half length", "> 0", lambda base_chat, half: accuracy(base_chat) - accuracy(half)),
         ("accuracy, half - quarter length", "> 0", lambda half, quarter: accuracy(half) - accuracy(quarter))],
-        "", 5),
+        "could hardly fail: the base knows one template, and its responses are about as long as half the limit", 5),
     Claim(17, "limit", "figure 2", "RL is better at pass@1 and worse at pass@256", [
         ("pass@1, GRPO - base", "> 0, 0.03 matters",
          lambda grpo_256, base_256: pass_at(grpo_256, 1) - pass_at(base_256, 1)),
@@ -303,15 +303,15 @@ CLAIMS = [
     Claim(19, "limit", "section 3", "RL solves hardly a problem that the base does not", [
         ("share of RL's solved problems, those that the base does not solve", "< 0.05",
          lambda base_256, grpo_256: only(base_256, grpo_256)),
-        ("share of RL's solved problems, the same - share of the base's that RL does not solve", "< 0, 0.05 matters",
-         lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
+        ("share of RL's solved problems, as above, minus the share of the base's that RL does not solve",
+         "< 0, 0.05 matters", lambda base_256, grpo_256: only(base_256, grpo_256) - only(grpo_256, base_256))]),
     Claim(20, "limit", "figure 4", "after RL more problems are solved always, and more never", [
         ("share of problems, never solved, GRPO - base", "> 0, 0.03 matters",
          lambda grpo_256, base_256: at(grpo_256, 0, 0) - at(base_256, 0, 0)),
         ("share of problems, nearly always solved, GRPO - base", "> 0, 0.03 matters",
          lambda grpo_256, base_256: at(grpo_256, 0.9, 1) - at(base_256, 0.9, 1))],
         "nearly always: 90 % of 256 samples; no problem is solved by all of them. The share that is never solved is 1 "
-        "- pass@256, so this is the number of claims 17 and 22 once more"),
+        "- pass@256, so the first part is that of claims 17 and 22 with another sign"),
     Claim(21, "limit", "figure 6", "what RL samples was likely under the base already", [
         ("perplexity, under the base, RL's - the base's own", "< 0, 0.02 matters",
          lambda under_base: under_base["perplexity"][1] - under_base["perplexity"][0])],
@@ -328,7 +328,7 @@ CLAIMS = [
          / (pass_at(base_256, 256) - last(grpo)))],
         "GRPO, RLOO, Reinforce++, PPO; ReMax is not in this project"),
     Claim(24, "limit", "section 4", "a KL penalty of 0.001 leaves pass@1 and lowers pass@k at large k", [
-        ("accuracy after 150 steps, with - without", "within 0.03",
+        ("final accuracy of 150 steps, with - without", "within 0.03",
          lambda grpo_kl, grpo_long: last(grpo_kl) - last(grpo_long)),
         ("pass@256, with - without", "< 0, 0.03 matters",
          lambda kl_256, grpo_256: pass_at(kl_256, 256) - pass_at(grpo_256, 256))]),
@@ -341,13 +341,14 @@ CLAIMS = [
          lambda one_update: gain(one_update, "python")),
         ("share of python, gained with one update per small rollout", "within 0.05",
          lambda small_rollout: gain(small_rollout, "python"))],
-        "the base is trained on until 70 % of its responses are python, its better style; entropy stands for the "
-        "paper's mean token probability; one update per rollout is an eighth of the updates, with a small rollout all"),
+        "the base is trained on until two thirds of its responses are python, its better style; entropy stands for the "
+        "paper's mean token probability; one update per rollout makes 30 updates in place of 240, with the small "
+        "rollout 240 as well; all have the rate that was tuned for true rewards and 8 updates"),
     Claim(26, "spurious", "figure 5", "where the frequent strategy is the worse one, random rewards harm", [
         ("accuracy gained, by random rewards", "< 0, 0.03 matters", lambda random_bad: gain(random_bad)),
         ("accuracy gained, by random rewards, where python is worse - where it is better", "< 0, 0.03 matters",
          lambda random_bad, random_good: gain(random_bad) - gain(random_good))],
-        "two bases, of whose responses 70 % are python"),
+        "two bases, of whose responses two thirds are python"),
     Claim(27, "spurious", "section 4", "without any reward nothing is learned", [
         ("largest advantage of GRPO when no response is rewarded", "within 1e-9",
          lambda: grpo.advantages(torch.zeros(64, 16), grpo.Config())[0].abs().max().item())],
@@ -363,22 +364,23 @@ CLAIMS = [
          lambda true_good, vote_good: gain(true_good) - gain(vote_good)),
         ("accuracy gained, by wrong labels", "> 0, 0.03 matters", lambda incorrect_good: gain(incorrect_good)),
         ("accuracy gained, by votes on the test problems (TTRL)", "> 0, 0.03 matters", lambda ttrl: gain(ttrl))],
-        "16 votes, on 320 problems; for wrong labels only the few of them where the vote errs"),
+        "16 votes, on 320 problems (truth: 10,000); for wrong labels only those where the vote errs, 3 with seed 0"),
     Claim(30, "spurious", "figure 1", "rewarding the format gains what the base loses by missing boxes", [
         ("accuracy gained, by the format", "> 0, 0.03 matters", lambda format_good: gain(format_good)),
-        ("accuracy gained, - share without box x accuracy of boxed ones", "within 0.02",
-         lambda format_good: gain(format_good) - loss_by_format(format_good))]),
+        ("accuracy gained, minus what the base loses by missing boxes", "within 0.02",
+         lambda format_good: gain(format_good) - loss_by_format(format_good))],
+        "lost by missing boxes: the share of responses without a box x the accuracy of those with one"),
     Claim(31, "spurious", "table 2", "the gain comes from words to python, where python is the better strategy", [
-        ("sum of the four contributions, - 1 (an identity)", "within 0.001",
+        ("sum of the four contributions, minus 1 (an identity)", "within 0.001",
          lambda true_good: sum(true_good["contributions"].values()) - 1),
-        ("contribution of words to python, - largest other", "> 0, 0.05 matters",
+        ("contribution of words to python, minus the largest other", "> 0, 0.05 matters",
          lambda true_good: to_python(true_good))]),
     Claim(32, "others", "one-shot RLVR, table 1", "one example is enough to gain more than the format alone gives", [
         ("accuracy gained, with one example", "> 0, 0.03 matters", lambda one_example: gain(one_example)),
         ("accuracy gained, with one example - by rewarding the format", "> 0, 0.03 matters",
          lambda one_example, format_good: gain(one_example) - gain(format_good))],
-        "the first problem, which nobody chose, and 30 steps"),
-    Claim(33, "behaviors", "figures 3 to 5", "RL needs a base that searches, be it right or wrong", [
+        "the first problem, not one that was selected, and 30 steps"),
+    Claim(33, "behaviors", "its repository", "RL needs a base that searches, be it right or wrong", [
         ("final accuracy, search - direct", "> 0",
          lambda search_right, search_direct: last(search_right) - last(search_direct)),
         ("final accuracy, search - dots", "> 0",
@@ -396,5 +398,6 @@ CLAIMS = [
          lambda late_wait, early_wait: accuracy(late_wait) - accuracy(early_wait)),
         ("accuracy when told nothing, end - a quarter", "> 0",
          lambda late_none, early_none: accuracy(late_none) - accuracy(early_none))],
-        "'Wait, I made a mistake' cannot be said: in our corpus `wait` means just that", 5),
+        "its base is another one per seed; that ` wait` helps could hardly fail: our corpus says it before it mends a "
+        "mistake", 5),
 ]

@@ -218,8 +218,10 @@ def scatter(run, m, k=1):
 
 
 def by_chance(run, m):
-    """What scatter() is by chance alone. If p_i is the chance to solve problem i: sqrt(mean of p_i (1 - p_i) / m)."""
+    """What scatter() is by chance alone, on the same problems. If p_i is the chance to solve problem i:
+    sqrt(mean of p_i (1 - p_i) / m)."""
     p = grades(run).mean(1)
+    p = p[: len(p) // m * m]
     return math.sqrt((p * (1 - p)).mean() / m)
 
 
@@ -272,6 +274,11 @@ class Experiments:
     def has_numbers(self, run) -> bool:
         """Whether the results have the numbers of this run, from today's full line."""
         return self.results.get("/".join(map(str, run)), {}).get("command") == self.full_line(run[0])
+
+    def of_today(self) -> dict:
+        """The results, without those of settings that have changed or are gone."""
+        return {key: record for key, record in self.results.items()
+                if (name := key.split("/")[0]) in self.settings and self.has_numbers((name, key.split("/")[1]))}
 
     def old_line(self, run) -> str:
         """The full line with which the folder of this run was started. "" if there is none."""

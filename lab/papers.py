@@ -86,60 +86,92 @@ fewer equations (0.9 and 1.2), with the third it rises to 35 % and writes a few 
 }
 
 TENSION = """
-**A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts, and finds
-that subtracting the mean (+ mean zero) raises the KL without a gain. Yet subtracting the mean gives all-right and
-all-wrong prompts an advantage of exactly 0, so it silences both; with 4 responses and rewards of -1 and 1 its
-advantages (1.5 and -0.5 with one right, 1 and -1 with two) differ from GRPO's by a factor of at most 1.155. A
-method that is GRPO up to that factor can't do badly for a reason that lies in the advantages. What is left: one
-seed per curve; the learning rate, since larger advantages are larger steps where the optimizer does not undo it;
-the KL and entropy terms of the released code, which are not in the paper's formulas; the normalisation, since that
-code counts silenced responses in its mean over tokens and dropped ones may not be; code for the variants was not
-released. Here responses that mean zero silences count in the mean over tokens as well, and Adam undoes such a
-factor; mean zero goes along with the variants that drop prompts (figure of the variants): above Reinforce in
-accuracy, and in KL rather below it than above."""
+**A tension inside this paper.** It credits GRPO's gain over Reinforce to dropping all-wrong prompts. It also finds that
+subtracting the mean (+ mean zero) raises the KL without a gain. But subtracting the mean gives all-right and all-wrong
+prompts an advantage of exactly 0. So they have no gradient, as if they were dropped. And with 4 responses and rewards
+of -1 and 1, its advantages (1.5 and -0.5 with one right, 1 and -1 with two) differ from GRPO's by a factor of at most
+1.155. So if one does well and the other doesn't, the reason can't be the advantages. Possible reasons:
+
+- chance: no seeds are reported;
+- the learning rate: larger advantages are larger steps, unless the optimizer undoes it, as Adam does with a constant
+  factor;
+- the KL and entropy terms of the released code, which are not in the paper's formulas;
+- the normalisation: a prompt without a gradient counts in the mean over tokens, a dropped one may not. Code for the
+  variants was not released.
+
+Here prompts without a gradient count in the mean over tokens too."""
 
 OPENING = """
-# The lab: do the papers' claims hold on a laptop?
+# The lab: do the papers' claims hold here?
 
-Of {claims} claims: {tally}. This is a small world: models of 0.7 million parameters and nested sums (but for section 8,
-which has real models). So a verdict says whether a claim carries over to this world, not whether it is true in the
-paper's.
+Of {claims} claims: {tally}. Claims 10, 12, 27 and 28 need no model: they are computed from the formulas."""
 
-What it took, in hours of one process (two at a time on two cores: half of that): {counted} for the verdicts, {tuning}
-for tuning, {again} to repeat some claims. Written by `python -m lab --report` from lab/results.json. `python -m lab 17
---results out/mine.json --out out/mine` repeats claim 17 from nothing; with `all` in place of 17, it repeats those of
-sections 1 to 7.
+TOOK = """
+What it took (two runs at a time on two cores halve the hours):
 
+- for the verdicts: {counted}
+- for learning rates, by `python -m lab tune`: {rates}
+- for the spread over seeds, by `python -m lab all --seeds 100-101`: {spread}
+- to repeat some claims with other seeds: {again}
+
+`python -m lab 17 --results out/mine.json --out out/mine` repeats claim 17 from nothing; with `all` in place of 17, all
+claims of sections 1 to 7. This page is written by `python -m lab --report` from lab/results.json alone."""
+
+WORLD = """
+## The world
+
+Except in section 8, the model has 0.7 million parameters, and a problem is a nested sum such as `(7+5)*3`. So a verdict
+says whether a claim carries over to this world, not whether it is true in the paper's.
+
+The base was pretrained on solutions with mistakes. About half of its responses are in a python style, one step per
+line: `python`, `7+5 #12`, `12*3 #36`, `\\boxed{36}`. The others are in words: `7+5=12`, `12*3=36`, `\\boxed{36}`. In
+python fewer steps are wrong. (In the other base, tiny-badcode, more.) Some responses only guess, some mend a step
+(`12*3=38 wait 36`), and some have no box, so that no answer counts. The base solves 45 % of the problems with two to
+five operations, and 28 % of those with two to eight. It was pretrained on at most five.
+
+What the words mean here. Rollout: the responses that a step samples. The clip binds on a token if it changes its
+gradient. A group: the responses to one prompt. Mean zero: the group's mean reward is subtracted from each reward. KL:
+how far a policy is from the base, in nats per token. pass@k: the chance that at least one of k responses is right."""
+
+VERDICTS = """
 ## How a verdict is made
 
 The seed is the unit. Differences are taken between runs of the same seed. The interval is the 95 % interval of their
 mean, by Student's t over seeds. A claim has parts, each with a criterion such as "> 0, 0.03 matters":
 
 - A part **holds** if its whole interval lies where the criterion says, however near to the border.
-- It **fails** if the whole interval lies elsewhere. It also fails if the interval leaves the sign open and excludes
-  every difference that matters (here 0.03).
-- Else it is **undecided**. Then its row says how many seeds would show what matters in 80 % of the cases.
+- It **fails** if the whole interval lies elsewhere. It also fails if the interval contains 0 and ends below 0.03: if
+  there is a difference, it is too small to matter.
+- Else it is **undecided**. If the criterion names a size, the row then says how many seeds would find a difference of
+  that size in 80 % of the cases. ("near a border": as many as were run, but the true value seems to be smaller.)
 
-A claim holds if all of its parts hold, and fails if one fails. `computed` parts need no samples.
+A claim holds if all of its parts hold, and fails if one fails. Each part is wrongly said to hold, or to fail, in at
+most 2.5 % of the cases. So a claim with five parts may fail wrongly in up to 12.5 %.
 
-Equivalence ("within") is judged by the same interval, so by two one-sided tests at 2.5 %. The last column is the
-p-value of the part that decides, adjusted by Holm's method over all sampled claims, those of section 8 apart. (If parts
-fail, the smallest p counts as often as there are parts.) The verdicts are not adjusted. The base and the test problems
-are the same for all seeds, so no interval speaks of other bases.
-
-Criteria, seeds and sizes were chosen after the first report and on tuning seeds, and committed before a number of these
-runs was looked at. (Claims 16, 33 and 34 are those of the first report. Section 8: lab/real.py says how.) The sentences
-after the counts under "We see" were written by hand, for these results."""
+"Within 0.03": the whole interval lies between -0.03 and 0.03, so these are two one-sided tests at 2.5 %. The last
+column is the p-value of the part that decides, adjusted by Holm's method over all sampled claims. (Section 8 is
+adjusted separately. If parts fail, their smallest p is multiplied by the number of sampled parts.) The verdicts are not
+adjusted. But for claim 34, base and test problems are the same for all seeds. So the intervals say nothing about other
+bases."""
 
 TUNED = """
+## What was fixed beforehand
+
+Criteria, seeds and sizes were chosen after the first report, on tuning seeds, and committed (8f8ca4c). They were
+amended twice (29716b4 and fc5b540), when the first runs of seed 0 were in the file, but nobody had looked at a result.
+Since then no criterion has changed; remarks and labels have. (Claims 16, 33 and 34 are those of the first report.
+Section 8: lab/real.py says how.) The sentences after the counts under "We see" were written by hand, for the results in
+lab/results.json.
+
 ## How it was made fair
 
-Each method has the best learning rate of a grid. `python -m lab tune` tries the rates of the next table, with seeds 100
-and 101, which no verdict uses, but on the same test problems. Accuracy is that of the last evaluation: mean ± standard
-deviation of the two seeds. Of two rates that are less than half a point apart, which two seeds can't tell, the lower
-one counts as better. Where the best rate was the lowest or the highest, the next one was tried as well.
+The learning rate of each method is the best of a grid. `python -m lab tune` tries the rates of the third table, with
+seeds 100 and 101, which no verdict uses, but on the same test problems. Accuracy is that of the last evaluation: mean
+and standard deviation of the two seeds. Of two rates that are less than half a point apart, which two seeds can't tell,
+the lower one counts as better. Where the best rate was the lowest or the highest, the next one was tried as well.
 
-The words in capitals are the regimes. A step has 64 problems with 4 responses each.
+The words in capitals are the regimes. A step has 64 problems with 4 responses each (iterative DPO: 128 problems, 15
+steps, 8 updates).
 
 | word | operations in a problem | updates per step | steps | clip |
 |---|---|---|---|---|
@@ -148,26 +180,42 @@ The words in capitals are the regimes. A step has 64 problems with 4 responses e
 | MANY | 2 to 8 | 8 | 30 | 0.2 |
 | CLIPPED | 2 to 8 | 8 | 30 | 0.02 |
 | PLAIN | 2 to 5 | 8 | 30 | 0.02 |
+| HABIT: PLAIN on a base that was trained on, until two thirds of its responses are python | 2 to 5 | 8 | 30 | 0.02 |
 
-Settings that differ from a method in one detail have its rate, as `--lr` in [lab/claims.py](../lab/claims.py) says:
-`sequence`, `constant`, `grpo_positive` and `grpo_no_std` that of `grpo`; `raft_pp_mixed` that of `raft_pp`; `distilled`
-that of `raft`; `grpo_kl` and `raft_pp_same` that of `grpo_long`; `clip_higher` that of `raft_pp_clipped`; all rewards
-that of `true_good`. PPO's critic has ten times the rate of its policy."""
+Settings that are not in the third table have the rate of another one:
+
+| setting | has the rate of |
+|---|---|
+| `sequence`, `constant`, `grpo_positive`, `grpo_no_std` | `grpo` |
+| `raft_pp_mixed` | `raft_pp` |
+| `distilled` | `raft` |
+| `grpo_kl`, `raft_pp_same` | `grpo_long` |
+| `clip_higher` | `raft_pp_clipped` |
+| all in section 3, whatever is rewarded, and one example | `true_good` (5e-5) |
+
+PPO's critic has ten times the rate of its policy. Section 5 was not tuned (1e-4, as in the first report)."""
 
 CLIP = """
 Where a claim is about the clip, it has to bind. So there are 8 updates per rollout, and a token whose ratio is beyond
-0.98 or 1.02 is clipped. Share of the tokens on which it binds, on the tuning seeds: {binding}."""
+0.98 or 1.02 is clipped. Share of the tokens on which it binds, on the tuning seeds: {binding}. So part 1 of claim 1,
+with 2 updates and the usual clip, compares RAFT with RAFT++ almost without a clip."""
 
 POWER = """
 ## How it was made decisive
 
-How many seeds does a verdict take? Seeds 100 and 101 say how much a difference scatters over seeds. This spread is
-pooled over everything that is measured alike. It tells how many seeds show a difference that matters in 80 % of the
-cases, or for "within", that the difference is smaller. What matters was chosen by hand: three points of accuracy (in
-table 1 of the first paper, RAFT++ gains 3.8 and 1.7 points on RAFT), but five with 8 updates per rollout and seven
-after 150 steps, where seeds scatter more; a tenth of the entropy, a fifth of the KL, two tokens. Two seeds give the
-spread of a single part roughly, so the pooled one of few parts may be half or twice as large. And the 80 % are those of
-a part: a claim with three parts has less.
+How many seeds does a verdict take? Seeds 100 and 101 say how much a number differs from seed to seed: its spread. It is
+pooled over the parts that measure the same thing and have to know it to the same size. If the true difference is
+exactly what matters, so many seeds find it in 80 % of the cases. For "within" and for margins, the true difference is
+taken to be 0. (It can't be 0 in claim 23, nor in the first part of 19: these need more.)
+
+What matters was chosen by hand: three points of accuracy (in table 1 of the first paper, RAFT++ gains 3.8 and 1.7
+points on RAFT), a tenth of the entropy, a fifth of the KL, two tokens. With 8 updates per rollout it is five points,
+and after 150 steps seven: seeds scatter more there, and ten seeds can't show less. All claims got ten seeds, though
+some need fewer: the runs are shared.
+
+Where a row has one part, its spread comes from two numbers, and the true one may be many times larger. And the 80 % are
+those of a part: a claim with three parts has less. Claim 18 was not tried on tuning seeds. Claim 28 is a simulation
+whose spread is known to be 1: it would need 13 seeds.
 
 Claims 16, 33 and 34 were decided before, with five seeds. Their settings are the same as then, so they were not run
 again."""
@@ -182,24 +230,26 @@ difference that matters counts as a failure. Margins of accuracy are 0.03 in pla
 HELD, FAILED = (10, 12, 14, 15, 16, 17, 22, 23, 26, 27, 28, 30, 31, 34), (1, 3, 33)  # then; the others were undecided
 CHANGED = {  # what is different in the experiment: claims
     "tuned": (6, 7, 11),
-    "tuned; as a ratio": (8, 9),
+    "tuned; KL as a ratio": (8, 9),
     "tuned; a margin, since the paper says 'at least'; also with a clip that binds": (1,),
     "tuned; a clip that binds": (2,),
     "tuned; 150 steps, not 30; entropy as a ratio, at the same rate": (3,),
-    "the first 50 of 150 steps, not 10 of 30; as a ratio, at the same rate": (4,),
+    "the first 50 of 150 steps, not 10 of 30; KL as a ratio, at the same rate": (4,),
     "tuned; a clip that binds; entropy as a ratio": (5,),
     "tuned; 128 problems, not 48; 0.1 in place of 0.25": (23,),
-    "128 problems, not 48; says 1 / sqrt(m)": (13,),
+    "128 problems, not 48; says 1 / sqrt(m); chance is taken from the same problems": (13,),
     "within 1 standard error, not 3": (28,),
     "disjoint groups of samples in place of draws; four sets of 30 problems, not one": (14,),
     "150 steps, not 30; 128 problems, not 48": (15, 17, 18, 19, 22, 24),
     "150 steps, not 30; 128 problems, not 48; without a part that arithmetic decides": (21,),
     "150 steps, not 30; 128 problems, not 48; nearly always in place of always": (20,),
     "tuned; 64 x 4 responses; a clip that binds": (31, 32),
-    "as 31; a base with a habit; entropy as a ratio; as many updates with a small rollout": (25,),
-    "as 31; two bases with the habit; compared with the other base": (26,),
-    "as 31; 'nearly as good' is a margin of 0.05 (before: votes are not better by 0.02)": (29,),
-    "as 31; a margin of 0.02 in place of 0.05, and a gain": (30,),
+    "tuned; 64 x 4 responses; a clip that binds; a base with a habit; entropy as a ratio; as many updates with a small "
+    "rollout": (25,),
+    "tuned; 64 x 4 responses; a clip that binds; two bases with the habit; compared with the other base": (26,),
+    "tuned; 64 x 4 responses; a clip that binds; 'nearly as good' is a margin of 0.05 (before: votes are not better by "
+    "0.02)": (29,),
+    "tuned; 64 x 4 responses; a clip that binds; a margin of 0.02 in place of 0.05, and a gain": (30,),
 }
 
 WHY = """

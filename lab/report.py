@@ -13,7 +13,8 @@ from lab import real
 from lab.claims import RATES, SEEDS, SETTINGS, TUNING_SEEDS
 from lab.experiments import by_chance, each, gain, grades, last, late, mean, pass_at, scatter
 from lab.panels import draw_groups, draw_panels, draw_powers, draw_seeds
-from lab.papers import BEFORE, CHANGED, CLIP, FAILED, HELD, OPENING, PAPERS, POWER, TENSION, TUNED, WHY
+from lab.papers import (
+    BEFORE, CHANGED, CLIP, FAILED, HELD, OPENING, PAPERS, POWER, TENSION, TOOK, TUNED, VERDICTS, WHY, WORLD)
 from lab.verdicts import seeds_for, verdict
 
 AGAIN = range(10, 20)  # the seeds with which some claims are repeated
@@ -47,6 +48,15 @@ def needs(claim) -> list[str]:
     return list(dict.fromkeys(name for name in names if name != "seed"))
 
 
+def number(measure, records: dict):
+    """What a measure gives for the records of a seed, as an array. NaN if a record lacks it, such as the length of
+    right answers where there is none."""
+    try:
+        return np.atleast_1d(measure(**records))
+    except (TypeError, ZeroDivisionError):  # None in the arithmetic, or a share of nothing
+        return np.array([math.nan])
+
+
 def judge(claim, results: dict, seeds=None) -> dict:
     """The verdict on a claim and on each of its parts. A seed counts if the results have all the records of that part.
     A measure gives a number per seed, or an array: on real models each sample of a run is a seed. seeds: a list, or
@@ -61,8 +71,8 @@ def judge(claim, results: dict, seeds=None) -> dict:
         if names:
             there = [seed for seed in seeds if all(f"{name}/{seed}" in results for name in names if name != "seed")]
             inputs = [{x: seed if x == "seed" else results[f"{x}/{seed}"] for x in names} for seed in there]
-            values = np.concatenate([np.atleast_1d(measure(**records)) for records in inputs] or [[]]).astype(float)
-            values = values[~np.isnan(values)]  # such as the length of right answers where there is none
+            values = np.concatenate([number(measure, records) for records in inputs] or [[]]).astype(float)
+            values = values[~np.isnan(values)]
             found = verdict(values, low, high, matters) if len(values) else dict(verdict="not run")
         else:
             exact = measure()
@@ -107,6 +117,13 @@ def drop_empty(data: dict) -> dict:
     return {label: x for label, x in inner.items() if len(x[1] if isinstance(x, tuple) else x)}
 
 
+def how_many(data: dict) -> list[int]:
+    """How many seeds each line or bar of a panel has. A label that begins with _ is no line of seeds."""
+    inner = [how_many(x) if isinstance(x, dict) else [len(x[1] if isinstance(x, tuple) else x)]
+             for label, x in data.items() if not label.startswith("_")]
+    return sum(inner, [])
+
+
 def curve(runs, names: dict[str, str], metric: str, x="", window=5) -> dict:
     """Lines of a metric for the settings {name: label} that have runs -> {label: (x, values [seeds, steps])}.
 
@@ -135,7 +152,7 @@ def bars(runs, names: dict[str, str], measures: dict) -> dict:
 
 def reward_against_kl(runs):
     names = dict(rej="Reinforce-Rej", grpo="GRPO", mean_zero="Reinforce + mean zero")
-    return [(draw_seeds, curve(runs, names, "accuracy", "kl", window=10), "accuracy at a KL, means over seeds",
+    return [(draw_seeds, curve(runs, names, "accuracy", "kl", window=10), "accuracy against KL, means over seeds",
              "KL to the initial policy, nats per token", "training accuracy")]
 
 
@@ -156,7 +173,7 @@ def passes(runs):
 def spurious(runs):
     groups = {base: {reward: [gain(run) for run in runs(f"{name}_{key}")] for name, reward in REWARDS.items()}
               for key, base in (("good", "python the better style"), ("bad", "python the worse style"))}
-    return [(draw_groups, groups, "gain by what is rewarded", "", "accuracy, after - before")]
+    return [(draw_groups, groups, "gain by what is rewarded", "", "accuracy, after minus before")]
 
 
 def clipping(runs):
@@ -165,7 +182,7 @@ def clipping(runs):
     panels = [(draw, updates(lines), title, "optimizer updates", unit)
               for draw, lines, title, _, unit in training(runs, CLIPPING, "accuracy", "entropy")]
     groups = bars(runs, CLIPPING, {"python": lambda run: gain(run, "python")})
-    return [*panels, (draw_groups, groups, "share of the python style", "", "after - before")]
+    return [*panels, (draw_groups, groups, "share of the python style", "", "after minus before")]
 
 
 def luck(runs):
@@ -175,24 +192,26 @@ def luck(runs):
              "by chance": (sizes, [[by_chance(run, m) for m in sizes] for run in runs("base_256")])}
     widths = {f"{m} problems": (seeds, [[3.92 * one[:m].mean(0).std(ddof=1) / math.sqrt(k) for k in seeds]
                                         for one in right]) for m in (12, 30, 48)}
-    return [(draw_powers, found, "scatter of a seed's accuracy", "problems (log axis)", "standard deviation"),
-            (draw_seeds, widths, "width of the 95 % interval of the mean", "seeds that are averaged", "accuracy")]
+    return [(draw_powers, found, "scatter of accuracy between seeds", "problems (log axis)", "standard deviation"),
+            (draw_seeds, widths, "width of the mean's 95 % interval, scatter known", "seeds that are averaged",
+             "accuracy")]
 
 
 def lengths(runs):
-    groups = bars(runs, dict(base_256="base", grpo_256="after GRPO"),
+    groups = bars(runs, dict(base_256="base", grpo_256="150 steps of GRPO"),
                   {"right": lambda run: run["length_right"], "wrong": lambda run: run["length_wrong"]})
     more = bars(runs, dict(grpo="all tokens", sequence="own length", constant="constant"),
                 {"right": lambda run: last(run, "length_right"), "wrong": lambda run: last(run, "length_wrong")})
-    return [(draw_groups, groups, "length by result", "", "tokens, responses not cut off"),
-            (draw_groups, more, "after GRPO, by what the loss is divided by", "", "tokens")]
+    unit = "tokens, responses not cut off"
+    return [(draw_groups, groups, "length by result", "", unit),
+            (draw_groups, more, "30 steps of GRPO, by what the loss is divided by", "", unit)]
 
 
 def flows(runs):
     names = dict(true_good="truth", vote_good="votes", true_bad="truth, python the worse style")
     cells = ("python to python", "python to words", "words to python", "words to words")
     share = {cell: lambda run, cell=cell: run["contributions"][cell] for cell in cells}
-    return [(draw_groups, bars(runs, names, share), "who contributes to the gain", "what is rewarded",
+    return [(draw_groups, bars(runs, names, share), "which change of style brings the gain", "what is rewarded",
              "share of the gain")]
 
 
@@ -235,7 +254,7 @@ def real_rl(runs):
         lines = curve(runs, own, "accuracy", window=3)
         panels.append((draw_seeds, lines, label, "training step", "share of right responses in training"))
         groups[label.split(",")[0]] = {word: [gain(run) for run in runs(name)] for name, word in own.items()}
-    return [*panels, (draw_groups, groups, "gain in test accuracy", "", "share of responses, after - before")]
+    return [*panels, (draw_groups, groups, "gain in test accuracy", "", "share of responses, after minus before")]
 
 
 FIGURES = [  # name, paper, what draws it, caption
@@ -246,19 +265,20 @@ FIGURES = [  # name, paper, what draws it, caption
      "Reinforce and its variants, moving average of 5 steps"),
     ("kl", "minimalist", reward_against_kl, "What accuracy costs in distance from the initial policy, moving average "
      "of 10 steps"),
-    ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds"),
+    ("luck", "sober", luck, "Chance in evaluations of the base; 256 samples per problem stand for 256 seeds. Right: "
+     "2 x 1.96 standard errors, as if the scatter were known; with Student's t, two seeds would have six times that"),
     ("lengths", "sober", lengths, "Lengths of right and wrong answers"),
     ("spurious", "spurious", spurious, "What each reward gains, for a base whose python style is the better one, and "
-     "for one where it is the worse. With random rewards, both use python in 70 % of their responses"),
+     "for one where it is the worse. Random rewards have two bases of their own"),
     ("clipping", "spurious", clipping, "Random rewards, with and without clip and off-policy updates"),
-    ("flows", "spurious", flows, "Strategy before and after: contributions to the gain"),
-    ("passes", "limit", passes, "pass@k of the base, of GRPO at three moments, and of distillation"),
+    ("flows", "spurious", flows, "Style before and after: contributions to the gain"),
+    ("passes", "limit", passes, "pass@k of the base, of GRPO at two moments, and after 30 steps of distillation"),
     ("search", "behaviors", search, "RL after priming with search traces that end right or wrong, with direct answers, "
      "and with dots"),
     ("real", "real", real_models, "Three real models on 64 problems of GSM8K and 32 of MATH-500; usual: cot, "
      "for Gemma plain with 256 tokens; empty places were not run"),
     ("real-rl", "real", real_rl, "RL on two real models, moving average of 3 steps. All runs of a seed see the same "
-     "problems, so they rise and fall together. Bands are one standard deviation over seeds"),
+     "problems, so they rise and fall together"),
     ("waiting", "reflection", waiting, "A solution that has gone wrong is continued, with and without ` wait`"),
 ]
 
@@ -304,43 +324,48 @@ def rates(results: dict) -> str:
 def binding(results: dict) -> str:
     """On how many tokens the clip binds on the tuning seeds, where claims are about the clip."""
     shares = []
-    for name in ("raft_pp_clipped", "random_good"):
+    for name in ("raft_pp", "raft_pp_clipped", "random_good"):
         runs = [results[key] for seed in TUNING_SEEDS if (key := f"{name}/{seed}") in results]
         if runs:
-            shares.append(f"{np.mean([100 * (run['clip_low'] + run['clip_high']) for run in runs]):.1f} % in `{name}`")
-    return " and ".join(shares) or "not run"
+            binds = np.mean([100 * (run["clip_low"] + run["clip_high"]) for run in runs])
+            shares.append(f"{binds:.2g} % in `{name}`")
+    return ", ".join(shares) or "not run"
 
 
 def power(claims, results: dict) -> str:
-    """How many seeds it takes, from the spread on the tuning seeds, pooled over what is measured alike."""
-    alike = {}
+    """How many seeds it takes, from the spread on the tuning seeds, pooled over what is measured alike, and has to be
+    known to the same size. Two claims may share a part: it counts once."""
+    alike = {}  # {(what, size): {label: (part, claims that have it)}}
     for claim in (claim for claim in claims if needs(claim)):
         for part in judge(claim, results, TUNING_SEEDS)["parts"]:
             if part.get("spread", math.nan) >= 0 and size(part["criterion"]):
-                alike.setdefault((part["label"].split(",")[0], size(part["criterion"])), []).append((claim, part))
+                row = part["label"].split(",")[0], size(part["criterion"])
+                alike.setdefault(row, {}).setdefault(part["label"], (part, []))[1].append(claim)
     rows = []
-    for (what, least), those in alike.items():
-        pooled = math.sqrt(np.mean([part["spread"] ** 2 for _, part in those]))
-        needed = max(seeds_needed(part["criterion"], pooled) for _, part in those)
-        seeds = sorted({claim.seeds for claim, _ in those})
-        numbers = ", ".join(map(str, dict.fromkeys(claim.number for claim, _ in those)))
-        rows.append((what, numbers, len(those), f"{pooled:.3g}", f"{least:g}", needed, " or ".join(map(str, seeds))))
-    return grid("what is measured | claims | parts | spread | what matters | seeds for 80 % | seeds run", rows)
+    for (what, least), parts in alike.items():
+        pooled = math.sqrt(np.mean([part["spread"] ** 2 for part, _ in parts.values()]))
+        needed = max(seeds_needed(part["criterion"], pooled) for part, _ in parts.values())
+        those = {claim.number: claim.seeds for _, own in parts.values() for claim in own}
+        planned = " or ".join(map(str, sorted(set(those.values()))))
+        rows.append((what, ", ".join(map(str, those)), len(parts), f"{pooled:.3g}", f"{least:g}", needed, planned))
+    return grid("what is measured | claims | parts | spread | what matters | seeds for 80 % | planned seeds", rows)
 
 
-def reasons(runs) -> str:
+def reasons(results: dict) -> str:
     """What GRPO and RAFT++ give with one difference between them less, beside the method itself, seed by seed."""
     rows = []
     for name, words in REASONS.items():
-        if seeds := runs(name):
-            usual = runs("grpo" if name.startswith("grpo") else "raft_pp")
-            change = verdict([100 * (last(run) - last(other)) for run, other in zip(seeds, usual)])
-            hard = [100 * run["by_operations"]["6"] for run in seeds]
-            late_means = [spread([mean(run, metric, 2 / 3) for run in seeds], 3) for metric in ("entropy", "kl")]
-            rows.append((words, spread([100 * last(run) for run in seeds]), "-" if seeds is usual else value(change),
+        usual = "grpo" if name.startswith("grpo") else "raft_pp"
+        seeds = [seed for seed in range(SEEDS) if {f"{name}/{seed}", f"{usual}/{seed}"} <= results.keys()]
+        if seeds:
+            own, other = ([results[f"{setting}/{seed}"] for seed in seeds] for setting in (name, usual))
+            change = verdict([100 * (last(run) - last(than)) for run, than in zip(own, other)])
+            hard = [100 * run["by_operations"]["6"] for run in own]
+            late_means = [spread([mean(run, metric, 2 / 3) for run in own], 3) for metric in ("entropy", "kl")]
+            rows.append((words, spread([100 * last(run) for run in own]), "-" if name == usual else value(change),
                          spread(hard), *late_means, len(seeds)))
-    return grid("variant | at the end, % | change, 95 % interval | with six operations, % | entropy, last third | "
-                "KL, last third | seeds", rows)
+    return grid("variant | accuracy at the end, % | change, points, 95 % interval | with six operations, % | "
+                "entropy, last third | KL, last third | seeds", rows)
 
 
 def changes(claims, found: dict) -> str:
@@ -348,7 +373,7 @@ def changes(claims, found: dict) -> str:
     differs = {number: text for text, numbers in CHANGED.items() for number in numbers}
     was = dict.fromkeys(HELD, "holds") | dict.fromkeys(FAILED, "fails")
     rows = [(claim.number, claim.text, was.get(claim.number, "undecided"), found[claim.number]["verdict"],
-             differs.get(claim.number, "-")) for claim in claims]
+             differs.get(claim.number, "nothing")) for claim in claims]
     return grid("# | claim | before | now | what changed", rows)
 
 
@@ -389,14 +414,13 @@ def spent(results: dict, wanted) -> str:
     return f"{len(own)} runs, {sum(own) / 3600:.1f} hours"
 
 
-def open_page(found: dict, results: dict) -> str:
-    """The first paragraphs: what the page is, how many claims hold, and how a verdict is made."""
-    ours = lambda name: name not in real.SETTINGS
-    counted = spent(results, lambda name, seed: ours(name) and int(seed) < AGAIN[0])
-    again = spent(results, lambda name, seed: ours(name) and int(seed) in AGAIN)
-    tuning = spent(results, lambda name, seed: ours(name) and int(seed) in TUNING_SEEDS)
-    return OPENING.strip().format(claims=len(found), tally=tally(found.values()), counted=counted, again=again,
-                                  tuning=tuning)
+def hours(results: dict) -> str:
+    """What the miniature took."""
+    took = lambda wanted: spent(results, lambda name, seed: name not in real.SETTINGS and wanted(name, int(seed)))
+    return TOOK.strip().format(
+        counted=took(lambda _, seed: seed < AGAIN[0]), rates=took(lambda name, _: "@" in name),
+        spread=took(lambda name, seed: "@" not in name and seed in TUNING_SEEDS),
+        again=took(lambda _, seed: seed in AGAIN))
 
 
 REAL = (
@@ -404,10 +428,7 @@ REAL = (
     "problems of GSM8K and 32 of MATH-500. Where n is 16 or 48, each of the 16 samples counts as a seed. Where n is "
     "96, the conditions are compared on each problem. Claims 42 and 43: generated problems; a seed is one of training."
 )
-DIFFERENCE = (
-    "How all of this differs from the paper's experiments: model (0.7 million parameters), problems (sums), size (30 "
-    "or 150 steps of 64 problems with 4 responses each)."
-)
+DIFFERENCE = "How all of this differs from the paper's experiments: the model, the problems, the size."
 
 
 def value(part: dict) -> str:
@@ -445,50 +466,75 @@ def page_of(file: Path) -> Path:
     return ROOT / "docs/lab.md" if file.resolve() == ours else file.with_suffix(".md")
 
 
+def draw_figures(paper: str, runs, page: Path) -> list[str]:
+    """Draw the figures of a paper beside the page -> how the page shows them."""
+    shown = []
+    for name, of, panels, caption in FIGURES:
+        all_panels = panels(runs) if of == paper else []
+        drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := drop_empty(data))]
+        if drawn:
+            picture = page.with_name(f"{page.stem}-{name}.png")
+            draw_panels(drawn, picture)
+            shown += [f"![{caption}]({picture.name})", f"*{caption}. {marks(drawn, name)}.*"]
+    return shown
+
+
+def marks(drawn: list[tuple], name: str) -> str:
+    """What the marks in a figure's panels stand for, and how many seeds there are."""
+    kinds, words = {draw for draw, *_ in drawn}, []
+    sizes = sorted({size for _, data, *_ in drawn for size in how_many(data)})
+    if name != "real":  # its bars have samples, its lines one seed
+        words.append(f"n = {' or '.join(map(str, sizes))} seeds")
+        if kinds & {draw_seeds, draw_powers} and name != "kl":
+            words.append("bands: one standard deviation over seeds")
+    if draw_groups in kinds:
+        words.append(f"dots in the bars: {'samples' if name == 'real' else 'seeds'}")
+    return "; ".join(words)
+
+
+def section(number: int, paper: str, claims, found: dict, results: dict, ours: bool) -> list[str]:
+    """What a paper says, what we see, and its table. ours: these are the built-in models, which the prose is about."""
+    title, arxiv, says, sees = PAPERS[paper]
+    rows = ["| # | claim, and what has to hold | measured, 95 % interval | n | verdict | p, Holm |",
+            "|---|---|---|---|---|---|"]
+    rows += [row for claim in claims for row in claim_rows(claim, found[claim.number])]
+    remarks = "".join(f"\n- {claim.number}: {claim.differs}" for claim in claims if claim.differs)
+    differs = DIFFERENCE
+    if paper == "real":
+        differs = f"{REAL} {spent(results, lambda name, _: name in real.SETTINGS)}, on two cores."
+    return [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
+            f"**We see:** {tally(found[claim.number] for claim in claims)}. {sees.strip() if ours else ''}".strip(),
+            "\n".join(rows), differs + (f" Besides:\n{remarks}" if remarks else "")]
+
+
 def write(file: Path, claims, found: dict, results: dict, seeds=None):
-    """Write the report, and its figures beside it, as docs/lab.md and docs/lab-NAME.png."""
-    page, own, sizes = page_of(file), seeds_of(claims, seeds), set()
+    """Write the report, and its figures beside it, as docs/lab.md and docs/lab-NAME.png.
+
+    The prose, and what is about tuning, are left out on another model, which has no section `real`."""
+    page, seeds_for_setting = page_of(file), seeds_of(claims, seeds)
+    miniature = [claim for claim in claims if claim.paper != "real"]
+    ours = len(miniature) < len(claims)
 
     def runs(name):
-        there = [f"{name}/{seed}" for seed in own.get(name, seeds or range(SEEDS))]
-        there = [results[key] for key in there if key in results]
-        sizes.add(len(there))
-        return there
+        keys = [f"{name}/{seed}" for seed in seeds_for_setting.get(name, seeds or range(SEEDS))]
+        return [results[key] for key in keys if key in results]
 
-    ours = [claim for claim in claims if claim.paper != "real"]
-    pages = [open_page({claim.number: found[claim.number] for claim in ours}, results)]
-    pages += [TUNED.strip(), rates(results), CLIP.strip().format(binding=binding(results))]
-    pages += [POWER.strip(), power(ours, results)]
-    for number, (paper, (title, arxiv, says, sees)) in enumerate(PAPERS.items(), 1):
-        if not (own_claims := [claim for claim in claims if claim.paper == paper]):
-            continue  # on another model there is no section 8
-        rows = ["| # | claim, and what has to hold | measured, 95 % interval | n | verdict | p, Holm |",
-                "|---|---|---|---|---|---|"]
-        rows += [row for claim in own_claims for row in claim_rows(claim, found[claim.number])]
-        here = "".join(f"\n- {claim.number}: {claim.differs}" for claim in own_claims if claim.differs)
-        pages += [f"## {number}. {title} ({arxiv})", f"**It says:** {says.strip()}",
-                  f"**We see:** {tally(found[claim.number] for claim in own_claims)}. {sees.strip()}", "\n".join(rows)]
-        differs = f"{REAL} {spent(results, lambda name, _: name in real.SETTINGS)}, on two cores."
-        pages += [(differs if paper == "real" else DIFFERENCE) + (f" Besides:\n{here}" if here else "")]
-        if paper == "minimalist":
-            pages += [TENSION.strip(), "All algorithms, mean ± standard deviation over seeds:", methods(runs),
-                      WHY.strip(), reasons(runs)]
-        for name, of, panels, caption in FIGURES:
-            sizes.clear()
-            all_panels = panels(runs) if of == paper else []
-            drawn = [(draw, kept, *words) for draw, data, *words in all_panels if (kept := drop_empty(data))]
-            if drawn:
-                picture = page.with_name(f"{page.stem}-{name}.png")
-                draw_panels(drawn, picture)
-                n = " or ".join(map(str, sorted(sizes - {0})))
-                words = f"n = {n} seeds; bands are one standard deviation over seeds, dots are seeds"
-                dots = f"Dots in the bars are {'samples' if name == 'real' else 'seeds'}"
-                words = dots if of == "real" else words
-                pages += [f"![{caption}]({picture.name})", f"*{caption}. {words}.*"]
-        if paper == "real":
-            pages += [show_example(one) for run in runs("qwen_16")[:1] for one in run["examples"]]
-    pages += [BEFORE.strip(), changes(ours, found)]
-    if again := repeated(ours, found, results):
+    pages = [OPENING.strip().format(claims=len(miniature), tally=tally(found[one.number] for one in miniature))]
+    pages += [hours(results), WORLD.strip(), VERDICTS.strip()] if ours else [VERDICTS.strip()]
+    if ours:
+        pages += [TUNED.strip(), rates(results), CLIP.strip().format(binding=binding(results)), POWER.strip(),
+                  power(miniature, results)]
+    for number, paper in enumerate(PAPERS, 1):
+        if own := [claim for claim in claims if claim.paper == paper]:
+            pages += section(number, paper, own, found, results, ours)
+            if paper == "minimalist":
+                pages += ["All algorithms, mean ± standard deviation over seeds:", methods(runs)]
+                pages += [TENSION.strip(), WHY.strip(), reasons(results)] if ours else []
+            pages += draw_figures(paper, runs, page)
+            if paper == "real":
+                pages += [show_example(one) for run in runs("qwen_16")[:1] for one in run["examples"]]
+    pages += [BEFORE.strip(), changes(miniature, found)] if ours else []
+    if again := repeated(miniature, found, results):
         pages += ["## Again with other seeds", again]
     page.write_text("\n\n".join(pages) + "\n")
     print(f"report: {page}")

@@ -4,7 +4,8 @@
     python lab/why.py mixed ...        raft_pp.py without prompts whose answers are all right, which GRPO cannot see
     python lab/why.py tokens RUN RUN   which tokens of the base's responses the models of these runs find more likely
 
-The flags of the first two are those of grpo.py and of raft_pp.py. A RUN is the folder of a run of the lab on WIDE."""
+The flags of the first two are those of grpo.py and of raft_pp.py. They differ from these in what is divided by, too:
+GRPO's mean is over all tokens, RAFT++'s over those that it keeps. A RUN is the folder of a run of the lab on WIDE."""
 
 import re
 import sys
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import grpo
 import raft_pp
 from core import tiny
+from core.processes import bad_input, fail
 from core.saved import read_responses
 
 
@@ -39,9 +41,10 @@ def mixed(rewards, cfg, usual=raft_pp.advantages):
 
 def kinds(problem: str, response: str) -> dict[int, str]:
     """{place of a character in a response: its kind}, for the characters that decide: the value of a step, right or
-    wrong; a box, in time or before all operations are done; the word python."""
+    wrong for the numbers before it, with all of its digits; a box, in time or before all operations are done; the word
+    python. Of a step that is mended, `38 wait 36`, the value is the last one."""
     found, operations = {0: "python"} if response.startswith("python") else {}, len(tiny.parse(problem)[1])
-    steps = list(re.finditer(r"^(\d+)([-+*])(\d+)(?: #|=)(\d+)", response, re.MULTILINE))
+    steps = list(re.finditer(r"^(\d+)([-+*])(\d+)(?: #|=)(?:\d+ wait )?(\d+)", response, re.MULTILINE))
     for step in steps:
         a, op, k, value = step.groups()
         word = "right value" if tiny.OPERATORS[op](int(a), int(k)) == int(value) else "wrong value"
@@ -75,8 +78,11 @@ def tokens(folders):
 VARIANTS = dict(positive=(grpo, positive), mixed=(raft_pp, mixed))
 
 if __name__ == "__main__":
-    word, folders = sys.argv.pop(1), sys.argv[1:]
-    if word == "tokens":
-        raise SystemExit(tokens(folders))
-    algorithm, algorithm.advantages = VARIANTS[word]
+    word, folders = "".join(sys.argv[1:2]), sys.argv[2:]
+    if word == "tokens" and folders:
+        with bad_input():
+            raise SystemExit(tokens(folders))
+    if word not in VARIANTS:
+        fail("lab/why.py: give positive or mixed and flags, or tokens and the folders of runs")
+    algorithm, algorithm.advantages = VARIANTS[sys.argv.pop(1)]
     algorithm.main()

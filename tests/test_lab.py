@@ -241,6 +241,25 @@ def test_the_power_of_what_is_measured_alike_is_pooled_and_follows_from_the_tuni
     row = report.power([claims.Claim(1, "limit", "", "", measures)], results).splitlines()[-1]
     pooled = math.sqrt((0 + 0.02**2 / 2) / 2)  # 0 and 0.0141
     assert row == f"| accuracy | 1 | 2 | {pooled:.3g} | 0.02 | {seeds_for(pooled, 0.02, 1)} | 10 |"
+    twice = [claims.Claim(number, "limit", "", "", measures) for number in (1, 5)]  # parts that are shared count once
+    assert report.power(twice, results).splitlines()[-1] == row.replace("| 1 | 2 |", "| 1, 5 | 2 |")
+
+
+def test_a_figure_says_how_many_seeds_its_lines_and_bars_have():
+    data = {"a": ([1, 2], [[0, 1], [0, 1], [0, 1]]), "_crossing": ([1, 1], [[0, 1]]), "b": {"right": [1, 2]}}
+    assert report.how_many(data) == [3, 2]
+    drawn = [(report.draw_seeds, data, "", "", "")]
+    assert report.marks(drawn, "passes") == "n = 2 or 3 seeds; bands: one standard deviation over seeds"
+    assert report.marks([(report.draw_groups, data, "", "", "")], "real") == "dots in the bars: samples"
+
+
+def test_on_another_model_the_report_has_no_prose_about_the_built_in_one(tmp_path):
+    results = {f"raft/{seed}": dict(seconds=1, evals=[dict(accuracy=0.1), dict(accuracy=0.2)],
+                                    curves=dict(accuracy=[0.1, 0.2], entropy=[1, 1], kl=[0.1, 0.1])) for seed in (0, 1)}
+    report.write(tmp_path / "lab.json", claims.CLAIMS, report.judge_all(claims.CLAIMS, results), results)
+    page = (tmp_path / "lab.md").read_text()
+    assert "| `raft.py` | 10.0 ± 0.0 | 20.0 ± 0.0 |" in page and "claims: 4 hold, 30 not run" in page
+    assert not re.search("nested sum|0.7 million|first report", page) and (tmp_path / "lab-methods.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -334,6 +353,12 @@ def test_arrays_are_values_and_nan_is_none():
     part = report.judge(one, {"run/0": dict(x=[1.0, math.nan, 3.0]), "run/1": dict(x=[2.0])}, [0, 1])["parts"][0]
     assert part["n"] == 3 and part["mean"] == 2
     assert report.judge(one, {"run/0": dict(x=[math.nan])}, [0])["verdict"] == "not run"
+
+
+def test_a_number_that_a_seed_lacks_leaves_that_seed_out():
+    one = claims.Claim(1, "limit", "", "", [("x", "> 0", lambda run: 1 / run["x"])])
+    part = report.judge(one, {f"run/{seed}": dict(x=x) for seed, x in enumerate([2, None, 0, 4])}, range(4))["parts"][0]
+    assert part["n"] == 2 and part["mean"] == 0.375
 
 
 def test_the_benchmark_is_drawn_by_hash_whatever_the_order_of_the_file(tmp_path, monkeypatch):
@@ -441,6 +466,12 @@ def test_a_change_of_what_a_run_builds_on_is_a_change_of_the_run(experiments):
     experiments(a="--steps=2", b="--model={a}").run_all([("a", 0), ("b", 0)], jobs=1)
     assert experiments(a="--steps=2", b="--model={a}").to_do([("b", 0)]) == []
     assert experiments(a="--steps=3", b="--model={a}").to_do([("b", 0)]) == [("a", 0), ("b", 0)]
+
+
+def test_numbers_of_a_setting_that_has_changed_or_is_gone_are_not_judged(experiments):
+    experiments(a="--steps=2", b="--steps=2", c="--steps=2").run_all([("a", 0), ("b", 0), ("c", 0)], jobs=2)
+    today = experiments(a="--steps=2", b="--steps=3")
+    assert list(today.of_today()) == ["a/0"] and set(today.results) == {"a/0", "b/0", "c/0"}
 
 
 def test_a_failing_run_is_reported_with_its_last_line_and_the_others_go_on(experiments, capsys):
