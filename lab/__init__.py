@@ -11,5 +11,6 @@
 The heart is two tables in claims.py. SETTINGS are command lines of our own scripts. CLAIMS are what the papers say:
 what to measure in each seed, and where the mean over seeds has to be. The verdict comes from the 95 % interval of that
 mean (verdicts.verdict): `holds` if it is where the claim says, `fails` if it is elsewhere, else `undecided`. Learning
-rates come from tuning seeds, and so does the number of seeds. All of it was fixed before the seeds of the report ran.
+rates and the number of seeds come from tuning seeds. Criteria are fixed before anyone looks at the seeds that count.
+The prose of the report is page.md.
 """

@@ -117,9 +117,10 @@ def test_seeds_without_all_records_are_left_out_and_no_records_are_no_verdict():
 
 # ------------------------------------------------------------------------------------------------ the tables
 def test_there_are_34_claims_and_9_on_real_models_each_about_settings_that_exist():
+    page = (ROOT / "lab/page.md").read_text()
     assert [one.number for one in claims.CLAIMS + real.CLAIMS] == list(range(1, 44))
     for one in claims.CLAIMS + real.CLAIMS:
-        assert one.paper in report.PAPERS and one.parts
+        assert f"{{{{claims {one.paper}}}}}" in page and one.parts
         assert set(report.needs(one)) <= set(real.SETTINGS if one in real.CLAIMS else claims.SETTINGS), one.number
         for _, criterion, _ in one.parts:
             low, high, matters = report.region(criterion)
@@ -258,8 +259,9 @@ def test_on_another_model_the_report_has_no_prose_about_the_built_in_one(tmp_pat
                                     curves=dict(accuracy=[0.1, 0.2], entropy=[1, 1], kl=[0.1, 0.1])) for seed in (0, 1)}
     report.write(tmp_path / "lab.json", claims.CLAIMS, report.judge_all(claims.CLAIMS, results), results)
     page = (tmp_path / "lab.md").read_text()
-    assert "| `raft.py` | 10.0 ± 0.0 | 20.0 ± 0.0 |" in page and "claims: 4 hold, 30 not run" in page
-    assert not re.search("nested sum|0.7 million|first report", page) and (tmp_path / "lab-methods.png").exists()
+    assert "| `raft.py` | 10.0 ± 0.0 | 20.0 ± 0.0 |" in page and "\n4 hold, 30 not run. docs/lab.md" in page
+    assert not re.search("nested sum|0.7 million|first report|We see", page) and "{{" not in page
+    assert (tmp_path / "lab-methods.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------ numbers
