@@ -21,7 +21,7 @@ import lab.__main__
 import grpo
 import raft_pp
 import torch
-from lab import claims, real, report, why
+from lab import claims, figures, real, report, why
 from lab.experiments import Experiments, digest, each, grades, of_style, pack, pass_at, read_results, scatter, unpack
 from lab.verdicts import seeds_for, t_quantile, t_tail, verdict
 
@@ -248,10 +248,10 @@ def test_the_power_of_what_is_measured_alike_is_pooled_and_follows_from_the_tuni
 
 def test_a_figure_says_how_many_seeds_its_lines_and_bars_have():
     data = {"a": ([1, 2], [[0, 1], [0, 1], [0, 1]]), "_crossing": ([1, 1], [[0, 1]]), "b": {"right": [1, 2]}}
-    assert report.how_many(data) == [3, 2]
-    drawn = [(report.draw_seeds, data, "", "", "")]
-    assert report.marks(drawn, "passes") == "n = 2 or 3 seeds; bands: one standard deviation over seeds"
-    assert report.marks([(report.draw_groups, data, "", "", "")], "real") == "dots in the bars: samples"
+    assert figures.how_many(data) == [3, 2]
+    drawn = [(figures.draw_seeds, data, "", "", "")]
+    assert figures.marks(drawn, "passes") == "n = 2 or 3 seeds; bands: one standard deviation over seeds"
+    assert figures.marks([(figures.draw_groups, data, "", "", "")], "real") == "dots in the bars: samples"
 
 
 def test_on_another_model_the_report_has_no_prose_about_the_built_in_one(tmp_path):
