@@ -10,7 +10,7 @@ import lab
 from core.config import ROOT
 from core.processes import bad_input, fail
 from lab import real, report
-from lab.claims import CLAIMS, SEEDS, TUNING_SEEDS, command_lines
+from lab.claims import CLAIMS, SHOWN, TUNING_SEEDS, command_lines
 from lab.experiments import Experiments
 
 
@@ -50,7 +50,7 @@ def main():
     asked = [claim for claim in claims if claim.number in numbers]
     own = report.seeds_of(asked, seeds)
     if "all" in args.claims:  # also the settings that only a figure shows; to_do() adds the worlds that they need
-        own |= {name: seeds or range(SEEDS) for name, text in settings.items()
+        own |= {name: seeds or range(SHOWN) for name, text in settings.items()
                 if name not in own | real.SETTINGS and "@" not in name and "worlds.py" not in text.split()[0]}
     if "tune" in args.claims:
         own |= {name: TUNING_SEEDS for name in settings if "@" in name}

@@ -112,7 +112,8 @@ RATES = dict.fromkeys(
     "raft_pp grpo".split(), "5e-5 1e-4* 2e-4 4e-4") | dict.fromkeys(
     "grpo_long no_clip".split(), "2.5e-5 5e-5* 1e-4 2e-4") | dict(
     dpo="1e-5 2e-5 4e-5* 8e-5", true_good="2.5e-5 5e-5* 1e-4")
-TUNING_SEEDS, SEEDS = [100, 101], 10  # how many a claim has, unless it says otherwise
+TUNING_SEEDS = [100, 101]
+SEEDS, SHOWN = 10, 5  # how many seeds a claim has, unless it says otherwise; and a setting that no claim is about
 
 
 def flags(model: str, data: str, steps: int) -> dict[str, str]:

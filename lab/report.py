@@ -13,7 +13,7 @@ import numpy as np
 from core.config import ROOT
 from core.stats import holm
 from lab import real
-from lab.claims import RATES, SEEDS, SETTINGS, TUNING_SEEDS
+from lab.claims import RATES, SEEDS, SETTINGS, SHOWN, TUNING_SEEDS
 from lab.experiments import last, late, mean
 from lab.figures import ALGORITHMS, draw_figures
 from lab.verdicts import seeds_for, verdict
@@ -318,7 +318,7 @@ def write(file: Path, claims, found: dict, results: dict, seeds=None):
     ours = len(miniature) < len(claims)  # another model has no section `real`
 
     def runs(name):
-        keys = [f"{name}/{seed}" for seed in seeds_for_setting.get(name, seeds or range(SEEDS))]
+        keys = [f"{name}/{seed}" for seed in seeds_for_setting.get(name, seeds or range(SHOWN))]
         return [results[key] for key in keys if key in results]
 
     def took(wanted, of_real=False):
