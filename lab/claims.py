@@ -53,6 +53,8 @@ SETTINGS = {
     "grpo_no_std": "grpo.py WIDE --std false --lr grpo",
     "grpo_once": "grpo.py WIDE --updates_per_step 1 --lr grpo_once",
     "raft_pp_once": "raft_pp.py WIDE --updates_per_step 1 --lr raft_pp_once",
+    "grpo_positive_long": "lab/why.py positive LONG --lr grpo_long",
+    "raft_pp_mixed_long": "lab/why.py mixed LONG --lr grpo_long",
     # evaluations with 256 samples per problem, and the runs that use them
     "base_256": "eval.py AT256 --model BASE",
     "third_256": "eval.py AT256 --model {grpo_long}/STEP1",
@@ -113,7 +115,7 @@ RATES = dict.fromkeys(
     "grpo_long no_clip".split(), "2.5e-5 5e-5* 1e-4 2e-4") | dict(
     dpo="1e-5 2e-5 4e-5* 8e-5", true_good="2.5e-5 5e-5* 1e-4")
 TUNING_SEEDS = [100, 101]
-SEEDS, SHOWN = 10, 5  # how many seeds a claim has, unless it says otherwise; and a setting that no claim is about
+SEEDS, SHOWN = 10, 3  # how many seeds a claim has, unless it says otherwise; and a setting that no claim is about
 
 
 def flags(model: str, data: str, steps: int) -> dict[str, str]:

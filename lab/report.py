@@ -165,25 +165,28 @@ def power(claims, results: dict) -> str:
     return grid("what is measured | claims | parts | spread | what matters | seeds for 80 % | planned seeds", rows)
 
 
-REASONS = dict(
-    grpo="GRPO", grpo_positive="GRPO, wrong answers ignored", grpo_no_std="GRPO, without the standard deviation",
-    grpo_once="GRPO, one update per rollout", raft_pp="RAFT++",
-    raft_pp_mixed="RAFT++, all-right prompts ignored", raft_pp_once="RAFT++, one update per rollout")
+REASONS = dict(  # a method, and what differs from it in one thing
+    grpo=dict(grpo="GRPO", grpo_positive="wrong answers ignored", grpo_no_std="without the standard deviation",
+              grpo_once="one update per rollout"),
+    raft_pp=dict(raft_pp="RAFT++", raft_pp_mixed="all-right prompts ignored", raft_pp_once="one update per rollout"),
+    grpo_long=dict(grpo_long="GRPO, 150 steps", grpo_positive_long="wrong answers ignored"),
+    raft_pp_same=dict(raft_pp_same="RAFT++, 150 steps, at GRPO's rate", raft_pp_mixed_long="all-right prompts ignored",
+                      raft_pp_long="at its own rate"))
 
 
 def reasons(results: dict) -> str:
-    """What GRPO and RAFT++ give with one difference between them less, beside the method itself, seed by seed."""
+    """GRPO and RAFT++, and what each gives with one difference between them less, seed by seed."""
     rows = []
-    for name, words in REASONS.items():
-        usual = "grpo" if name.startswith("grpo") else "raft_pp"
-        seeds = [seed for seed in range(SEEDS) if {f"{name}/{seed}", f"{usual}/{seed}"} <= results.keys()]
-        if seeds:
-            own, other = ([results[f"{setting}/{seed}"] for seed in seeds] for setting in (name, usual))
-            change = verdict([100 * (last(run) - last(than)) for run, than in zip(own, other)])
-            hard = [100 * run["by_operations"]["6"] for run in own]
-            late_means = [spread([mean(run, metric, 2 / 3) for run in own], 3) for metric in ("entropy", "kl")]
-            rows.append((words, spread([100 * last(run) for run in own]), "-" if name == usual else value(change),
-                         spread(hard), *late_means, len(seeds)))
+    for usual, variants in REASONS.items():
+        for name, words in variants.items():
+            seeds = [seed for seed in range(SEEDS) if {f"{name}/{seed}", f"{usual}/{seed}"} <= results.keys()]
+            if seeds:
+                own, other = ([results[f"{setting}/{seed}"] for seed in seeds] for setting in (name, usual))
+                change = verdict([100 * (last(run) - last(than)) for run, than in zip(own, other)])
+                hard = [100 * run["by_operations"]["6"] for run in own]
+                late_means = [spread([mean(run, metric, 2 / 3) for run in own], 3) for metric in ("entropy", "kl")]
+                rows.append((f"**{words}**" if name == usual else words, spread([100 * last(run) for run in own]),
+                             "" if name == usual else value(change), spread(hard), *late_means, len(seeds)))
     return grid("variant | accuracy at the end, % | change, points, 95 % interval | with six operations, % | "
                 "entropy, last third | KL, last third | seeds", rows)
 
