@@ -367,7 +367,7 @@ CLAIMS = [
          lambda true_good, vote_good: gain(true_good) - gain(vote_good)),
         ("accuracy gained, by wrong labels", "> 0, 0.03 matters", lambda incorrect_good: gain(incorrect_good)),
         ("accuracy gained, by votes on the test problems (TTRL)", "> 0, 0.03 matters", lambda ttrl: gain(ttrl))],
-        "16 votes, on 320 problems (truth: 10,000); for wrong labels only those where the vote errs, 3 with seed 0"),
+        "16 votes, on 320 problems (truth: 10,000); for wrong labels only those where the vote errs, 3 to 9"),
     Claim(30, "spurious", "figure 1", "rewarding the format gains what the base loses by missing boxes", [
         ("accuracy gained, by the format", "> 0, 0.03 matters", lambda format_good: gain(format_good)),
         ("accuracy gained, minus what the base loses by missing boxes", "within 0.02",
